@@ -17,9 +17,9 @@ from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
 from scalegpt.inputs import as_text
 from scalegpt.structured import read_lines
+from scalegpt.text import one_line
 
 if TYPE_CHECKING:
-    from scalegpt.data.shards import TokenSet
     from scalegpt.data.windows.ledger import Window
 
 OVERVIEW = """\
@@ -31,12 +31,11 @@ example:
 
 actions (each has --help):
   prepare          tokenise text files and folders into a folder of tokens
-  inspect          show what a folder of tokens holds, and check it
+  inspect          show what token files hold, and check them
   ledger           show which windows of the data a run's steps trained on
   train-tokenizer  make a tokenizer of your own text
 """
 
-_PREVIEW_TOKENS = 60
 _READ = ("encoding", "as_text", "follow_links")
 """The settings by which text is read."""
 
@@ -69,6 +68,7 @@ def _prepare(words: list[str]) -> int:
     add_json(parser)
     arguments = parser.parse(words)
     settings = DataConfig.from_mapping(given_settings(arguments, DataConfig), "command line")
+    from scalegpt.data.inspection import describe
     from scalegpt.data.prepare import prepare
 
     with _progress("tokenising") as progress:
@@ -130,45 +130,31 @@ def _train_tokenizer(words: list[str]) -> int:
 
 def _inspect(words: list[str]) -> int:
     parser = Parser(
-        "data inspect", "Show what a folder of tokens holds, and check every id.", "scalegpt data inspect tokens"
+        "data inspect",
+        "Show what token files hold, made by ScaleGPT, nanoGPT, llm.c, Megatron or datatrove, and check every id.",
+        "scalegpt data inspect tokens\nscalegpt data inspect my_text_document.bin --tokenizer my_tokenizer",
     )
-    parser.add_argument("folder", type=path_argument, metavar="DIR", help="made by scalegpt data prepare, or nanoGPT's")
+    parser.add_argument(
+        "folder", type=path_argument, metavar="PATH", help="a file, a folder, or a prefix of Megatron's"
+    )
+    add_settings(
+        parser, "tokens of another program", DataConfig, ("tokenizer", "end_of_text"), {"tokenizer": "as they say"}
+    )
     add_json(parser)
     arguments = parser.parse(words)
-    from scalegpt.data.shards import open_tokens
+    given = given_settings(arguments, DataConfig)
+    settings = DataConfig.from_mapping(given, "command line")
+    from scalegpt.data.inspection import inspect_tokens
 
-    tokens = open_tokens(arguments.folder)
-    tokens.check_contents()
-    tokens.check_vocabulary(tokens.tokenizer.vocab_size)
-    _print({**describe(tokens), "checked": True, **_previews(tokens)}, as_json=arguments.json)
+    with _progress("checking") as progress:
+        facts = inspect_tokens(arguments.folder, settings, named="tokenizer" in given, progress=progress)
+    _print(facts, as_json=arguments.json)
+    if facts["ids_outside_vocabulary"]:
+        raise InputError(
+            f"{one_line(arguments.folder)} has {facts['ids_outside_vocabulary']:,} ids outside the vocabulary of "
+            f"{facts['vocab_size']:,}; name the tokenizer that made them, or prepare the data again"
+        )
     return 0
-
-
-def describe(tokens: "TokenSet") -> dict[str, Any]:
-    """The values that ``--json`` prints about a folder of prepared tokens; ``bytes`` is the size of the source text."""
-    meta, tokenizer = tokens.meta, tokens.tokenizer
-    return {
-        "folder": str(tokens.path),
-        "tokenizer": tokenizer.kind,
-        "vocab_size": tokenizer.vocab_size,
-        "padded_vocab_size": tokenizer.padded_vocab_size,
-        "dtype": tokens.train.dtype.name,
-        "train_tokens": len(tokens.train),
-        "val_tokens": len(tokens.val),
-        "documents": meta.get("documents"),
-        "split": meta.get("split"),
-        "encoding": meta.get("encoding"),
-        "encodings": tokens.encodings,
-        "skipped": tokens.skipped,
-        "bytes": meta.get("bytes"),
-        "sources": meta.get("sources", []),
-        "digest": tokens.digest,
-    }
-
-
-def _previews(tokens: "TokenSet") -> dict[str, str]:
-    parts = {"train": tokens.train, "val": tokens.val}
-    return {f"{split}_text": tokens.tokenizer.decode(part[:_PREVIEW_TOKENS]) for split, part in parts.items()}
 
 
 def _print(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -176,18 +162,22 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         show_json(facts)
         return
     total = facts["train_tokens"] + facts["val_tokens"]
-    split = facts["split"] or {}
+    split = facts.get("split") or {}
     how = {"documents": "whole documents", "tails": "the end of each document"}.get(str(split.get("method")), "")
     rows = {
         "folder": facts["folder"],
-        "tokenizer": f"{facts['tokenizer']}, vocabulary {facts['vocab_size']:,}"
-        + (f" (padded {facts['padded_vocab_size']:,})" if facts["padded_vocab_size"] != facts["vocab_size"] else ""),
+        "format": facts.get("format", ""),
+        "tokenizer": _tokenizer(facts),
         "training": f"{facts['train_tokens']:,} tokens",
-        "stored as": facts["dtype"],
+        "stored as": ", ".join(sorted({each["dtype"] for each in facts.get("files", [])})) or facts["dtype"],
         "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
-        "sources": _sources(facts),
-        "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
-        "digest": facts["digest"],
+        "read as": facts.get("origin", ""),
+        "files": f"{len(facts['files']):,}" if "files" in facts else "",
+        "documents": "" if facts.get("documents") is None else f"{facts['documents']:,}",
+        "sources": _sources(facts) if "sources" in facts else "",
+        "skipped": ", ".join(f"{count} {reason}" for reason, count in facts.get("skipped", {}).items()),
+        "digest": facts.get("digest", ""),
+        "ids": _ids(facts) if "largest_id" in facts else "",
         "checked": "sizes, contents, every id" if facts.get("checked") else "",
         "training begins": repr(facts["train_text"]) if "train_text" in facts else "",
         "held out begins": repr(facts["val_text"]) if "val_text" in facts else "",
@@ -195,6 +185,23 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
     for name, value in rows.items():
         if value:
             show_row(f"{name:<17}", value)
+
+
+def _tokenizer(facts: dict[str, Any]) -> str:
+    if "tokenizer" not in facts:
+        made_with = facts["made_with"]
+        return f"{made_with!r}; give it with --tokenizer" if made_with else "unknown; give it with --tokenizer"
+    padded = f" (padded {facts['padded_vocab_size']:,})" if facts["padded_vocab_size"] != facts["vocab_size"] else ""
+    return f"{facts['tokenizer']}, vocabulary {facts['vocab_size']:,}{padded}"
+
+
+def _ids(facts: dict[str, Any]) -> str:
+    outside, ends = facts["ids_outside_vocabulary"], facts["end_of_text_tokens"]
+    return (
+        f"{facts['smallest_id']:,} to {facts['largest_id']:,}"
+        + ("" if outside is None else f", {outside:,} outside the vocabulary")
+        + ("" if ends is None else f", {ends:,} end a document")
+    )
 
 
 def _sources(facts: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalegpt.data.shards import TokenSet, UnreadableTokensError, digest_of, open_tokens
-from scalegpt.data.sidecar import SIDECAR, read_sidecar
+from scalegpt.data.shards import TokenSet, digest_of, open_tokens
+from scalegpt.data.sidecar import SIDECAR, read_sidecar, recorded_digests
 from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.token_file import UnreadableTokensError
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.writer import remove_folder
 from scalegpt.errors import InputError
@@ -90,7 +91,7 @@ def _recorded_digest(entry: Path) -> str | None:
         meta = read_sidecar(entry / SIDECAR)
         recorded = meta["tokenizer"].get("digest")  # opening the tokens compares it
         known = recorded if isinstance(recorded, str) else Tokenizer.from_dict(meta["tokenizer"], entry).digest
-        return digest_of(known, meta["files"])
+        return digest_of(known, recorded_digests(meta))
     except OSError as error:
         if error.errno not in _NO_ENTRY:
             _log.warning("cached tokens %s cannot be read: %s", one_line(entry), error.strerror)

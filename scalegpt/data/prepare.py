@@ -17,6 +17,7 @@ import numpy as np
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
+from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
@@ -98,7 +99,8 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
 
     Args:
         data: ``input_file`` is a text file, a folder of text, several of these separated by commas, or a folder of prepared
-            tokens, whose own tokenizer is then used. The other settings are as for :func:`prepare`.
+            tokens, whose own tokenizer is then used, or token files of another program. The other settings are as for
+            :func:`prepare`.
         begun_with: the digest of the tokens that a resumed run began with. An earlier release may have made other tokens of
             the same text. If the cache has tokens of that release with this digest, they are used.
         progress: as for :func:`prepare`; not called if nothing has to be tokenised.
@@ -110,7 +112,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
     if is_prepared(Path(data.input_file)):
-        given = open_tokens(data.input_file)
+        given = open_given(data.input_file, data)
         given.check_contents()
         return given
     work = _survey(split_inputs(data.input_file), data)

@@ -8,7 +8,10 @@ import json
 import math
 import pickle
 import pickletools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,13 @@ from scalegpt.storage import read_bytes, read_text
 from scalegpt.text import one_line, shown
 
 FORMAT = "scalegpt-tokens"
-VERSION = 1
+VERSION, SHARDED = 1, 2
+"""Version of a sidecar whose splits have a file each, and of one that lists the shards of each split."""
+
 SPLITS = ("train", "val")
 SIDECAR = "meta.json"
+FIRST_FILES = ("train.bin", "train_00000.bin")
+"""The first training file of a folder of prepared tokens: of one in one file, and of one in several."""
 
 SIDECAR_LIMIT = 256 << 20
 """The largest sidecar that is read, in bytes; earlier releases listed every source file in it."""
@@ -37,6 +44,50 @@ _PLAIN_OPCODES = frozenset({
 """Pickle opcodes of dictionaries, lists, text and numbers. Tuples are excluded: hashing nested ones can take forever."""
 
 _REMEDY = "prepare the data again"
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.bin")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A token file beside the sidecar, as the sidecar describes it.
+
+    Attributes:
+        name: the file's name in the folder.
+        tokens: number of tokens.
+        sha256: SHA-256 of the file, in hex.
+        blocks: SHA-256 of each block (:data:`scalegpt.data.token_file.BLOCK_BYTES`) of the file, in hex; None: not recorded.
+    """
+
+    name: str
+    tokens: int
+    sha256: str
+    blocks: list[str] | None = None
+
+
+def shards_of(meta: dict[str, Any]) -> dict[str, list[Shard]]:
+    """The token files that a sidecar describes: split → its shards in order."""
+    if meta["version"] == VERSION:
+        blocks = meta.get("blocks", {})
+        return {
+            split: [Shard(f"{split}.bin", meta[f"{split}_tokens"], meta["files"][split], blocks.get(split))]
+            for split in SPLITS
+        }
+    known = ("name", "tokens", "sha256", "blocks")
+    return {
+        split: [Shard(**{key: each[key] for key in known if key in each}) for each in meta["shards"][split]]
+        for split in SPLITS
+    }
+
+
+def joined_digest(digests: Iterable[str]) -> str:
+    """The digest of a split in several files from their SHA-256 in hex, in order; of one file, that file's SHA-256."""
+    first, *others = digests
+    return sha256(" ".join((first, *others)).encode()).hexdigest() if others else first
+
+
+def recorded_digests(meta: dict[str, Any]) -> dict[str, str]:
+    """Split → the digest of its tokens (:func:`joined_digest`), as a sidecar records it."""
+    return {split: joined_digest(shard.sha256 for shard in shards) for split, shards in shards_of(meta).items()}
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -57,14 +108,19 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise InputError(f"{name} is not JSON: {error}; {_REMEDY}") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{name} is not the sidecar of {FORMAT}; {_REMEDY}")
-    if meta.get("version") != VERSION or meta.get("dtype") not in tuple(DTYPES):
+    version = meta.get("version")
+    if type(version) is not int or version not in {VERSION, SHARDED} or meta.get("dtype") not in tuple(DTYPES):
         raise InputError(
-            f"{name} is of version {shown(meta.get('version'))} with {shown(meta.get('dtype'))}, where this ScaleGPT reads "
-            f"version {VERSION} with {' or '.join(DTYPES)}; {_REMEDY}"
+            f"{name} is of version {shown(version)} with {shown(meta.get('dtype'))}, where this ScaleGPT reads "
+            f"versions {VERSION} and {SHARDED} with {' or '.join(DTYPES)}; {_REMEDY}"
         )
-    for key, (is_right, is_needed) in _PARTS.items():
-        if (key in meta or is_needed) and not is_right(meta.get(key)):
+    needed = _NEEDED | {"shards" if version == SHARDED else "files"}
+    for key, is_right in _PARTS.items():
+        if (key in meta or key in needed) and not is_right(meta.get(key)):
             raise InputError(f"{name}: {key} is missing, of the wrong type or out of bounds; {_REMEDY}")
+    for split, shards in shards_of(meta).items():
+        if sum(shard.tokens for shard in shards) != meta[f"{split}_tokens"]:
+            raise InputError(f"{name}: {split}_tokens is not the sum of the tokens of its shards; {_REMEDY}")
     return meta
 
 
@@ -110,21 +166,40 @@ def _is_tally(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
-_PARTS: dict[str, tuple[Callable[[Any], bool], bool]] = {
-    **{f"{split}_tokens": (_is_count, True) for split in SPLITS},
-    "tokenizer": (lambda value: isinstance(value, dict), True),
-    "sources": (_is_list_of(_is_source), True),
-    "files": (_is_by_split(_is_text, whole=True), True),
-    "blocks": (_is_by_split(_is_list_of(_is_text), whole=False), False),
-    "skipped": (_is_tally, False),
-    "split": (_is_split, False),
-    "documents": (_is_count, False),
-    "bytes": (_is_count, False),
-    "encoding": (_is_text, False),
-    "encodings": (_is_list_of(_is_text), False),
-    "key": (_is_text, False),
+def _is_shard(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("name"))
+        and _SHARD_NAME.fullmatch(value["name"]) is not None
+        and _is_count(value.get("tokens"))
+        and _is_text(value.get("sha256"))
+        and _is_list_of(_is_text)(value.get("blocks", []))
+    )
+
+
+def _is_shard_list(value: Any) -> bool:
+    """Whether a value lists at least one shard, each file once."""
+    is_list = _is_list_of(_is_shard)(value) and bool(value)
+    return is_list and len({shard["name"] for shard in value}) == len(value)
+
+
+_NEEDED = frozenset({*(f"{split}_tokens" for split in SPLITS), "tokenizer", "sources"})
+_PARTS: dict[str, Callable[[Any], bool]] = {
+    **{f"{split}_tokens": _is_count for split in SPLITS},
+    "tokenizer": lambda value: isinstance(value, dict),
+    "sources": _is_list_of(_is_source),
+    "files": _is_by_split(_is_text, whole=True),
+    "blocks": _is_by_split(_is_list_of(_is_text), whole=False),
+    "shards": _is_by_split(_is_shard_list, whole=True),
+    "skipped": _is_tally,
+    "split": _is_split,
+    "documents": _is_count,
+    "bytes": _is_count,
+    "encoding": _is_text,
+    "encodings": _is_list_of(_is_text),
+    "key": _is_text,
 }
-"""Entry of a sidecar that is used → the check of its value, and whether the entry is required."""
+"""Entry of a sidecar that is used → the check of its value."""
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -1,10 +1,15 @@
-"""Tokens in a file, read on demand.
+"""Tokens in files, read on demand.
 
-The file is read, not mapped into memory. If a mapped file became shorter or its disk failed, SIGBUS would kill the process
+The files are read, not mapped into memory. If a mapped file became shorter or its disk failed, SIGBUS would kill the process
 without a message; a failed read raises an error that names the cause.
 """
 
 import os
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -17,24 +22,84 @@ from scalegpt.storage import retried
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 """Name in the sidecar → the type of the ids in a token file, little-endian."""
 
+MOST_OPEN = 64
+"""The number of files that one array keeps open; a corpus may have thousands."""
+
+NO_ID = 0xFFFF_FFFF
+"""What a number that is no id, negative or of more than 32 bits, is read as: it is outside every vocabulary."""
+
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
-class StoredTokens:
-    """A file of tokens as a read-only array with ``len``, indices, slices of step 1 and ``tolist``.
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a file that holds tokens and nothing else.
 
-    Args:
-        path: path of the file; the file stays open.
-        dtype: the type of the ids, one of :data:`DTYPES`.
-
-    Raises:
-        OSError: the file cannot be opened.
+    Attributes:
+        path: path of the file.
+        offset: where the first token begins, in bytes.
+        count: number of tokens.
+        dtype: the type of the ids in the file, any integer type.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any] = DTYPES["uint16"]) -> None:
-        self.path, self.dtype = path, dtype
-        self._file = path.open("rb", buffering=0)
-        self._count = os.fstat(self._file.fileno()).st_size // dtype.itemsize
+    path: Path
+    offset: int
+    count: int
+    dtype: np.dtype[Any]
+
+    @staticmethod
+    def whole(path: Path, dtype: np.dtype[Any]) -> "Part":
+        """All tokens of a file without a header.
+
+        Raises:
+            OSError: the file cannot be examined.
+        """
+        return Part(path, 0, path.stat().st_size // dtype.itemsize, dtype)
+
+    def cut(self, first: int, count: int) -> "Part":
+        """The ``count`` tokens from the part's token offset ``first`` on."""
+        assert first >= 0
+        assert count >= 0
+        assert first + count <= self.count
+        return Part(self.path, self.offset + first * self.dtype.itemsize, count, self.dtype)
+
+
+class StoredTokens:
+    """Tokens in one or several files as one read-only array with ``len``, indices, slices of step 1 and ``tolist``.
+
+    Of at most :data:`MOST_OPEN` files all are opened at once and stay open; more are opened when they are read.
+
+    Args:
+        parts: where the tokens are, in their order.
+
+    Attributes:
+        parts: the parts.
+        dtype: the type of the ids that are read, one of :data:`DTYPES`.
+
+    Raises:
+        OSError: a file cannot be opened.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(parts)
+        types = {part.dtype for part in self.parts}
+        self.dtype = DTYPES["uint16" if types <= {np.dtype("u1"), DTYPES["uint16"]} else "uint32"]
+        self._ends = list(accumulate(part.count for part in self.parts))
+        self._count = self._ends[-1] if self._ends else 0
+        self._open = lru_cache(maxsize=MOST_OPEN)(_OpenFile)
+        files = dict.fromkeys(part.path for part in self.parts)
+        if len(files) <= MOST_OPEN:
+            for path in files:
+                self._open(path)
+
+    @staticmethod
+    def of_file(path: Path, dtype: np.dtype[Any] = DTYPES["uint16"]) -> "StoredTokens":
+        """The tokens of a file without a header.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
+        return StoredTokens([Part.whole(path, dtype)])
 
     def __len__(self) -> int:
         return self._count
@@ -60,36 +125,92 @@ class StoredTokens:
         return [int(token) for token in self.read(0, self._count)]
 
     def read(self, first: int, count: int) -> Tokens:
-        """Read ``count`` tokens from token offset ``first``; the range must lie within the file as opened.
+        """Read ``count`` tokens from token offset ``first``; the range must lie within the tokens as opened.
 
         Returns:
             ids [count] of type :attr:`dtype`, read-only.
 
         Raises:
-            RunError: the file has become shorter, or reads still fail after retries.
+            RunError: a file is missing or has become shorter, or reads still fail after retries.
         """
-        wanted, offset = count * self.dtype.itemsize, first * self.dtype.itemsize
+        pieces: list[npt.NDArray[Any]] = []
+        number = bisect_right(self._ends, first)
+        while count > 0:
+            part = self.parts[number]
+            begin = first - (self._ends[number] - part.count)
+            taken = min(count, part.count - begin)
+            pieces.append(_as_ids(self._read_part(part, begin, taken), self.dtype))
+            first, count, number = first + taken, count - taken, number + 1
+        if len(pieces) == 1:
+            return pieces[0]
+        joined = np.concatenate(pieces) if pieces else np.empty(0, dtype=self.dtype)
+        joined.flags.writeable = False
+        return joined
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """The file that holds the token at an offset of the array, and the token's offset in that file's part."""
+        number = bisect_right(self._ends, index)
+        part = self.parts[number]
+        return part.path, index - (self._ends[number] - part.count)
+
+    def _read_part(self, part: Part, first: int, count: int) -> npt.NDArray[Any]:
+        """Read ``count`` numbers of a part from its token offset ``first``, as they are in the file."""
+        wanted, offset = count * part.dtype.itemsize, part.offset + first * part.dtype.itemsize
         try:
-            content = self._read_some(wanted, offset)
+            file = retried(lambda: self._open(part.path))
+            content = _read_some(file, wanted, offset)
             while len(content) < wanted:
-                more = self._read_some(wanted - len(content), offset + len(content))
+                more = _read_some(file, wanted - len(content), offset + len(content))
                 if not more:
-                    raise RunError(self._cut_short())
+                    raise RunError(_cut_short(part, file.size()))
                 content += more
         except OSError as error:
             raise RunError(
-                f"token file {self.path} cannot be read at token offset {first:,}: {error.strerror}; check the disk, and "
+                f"token file {part.path} cannot be read at token offset {first:,}: {error.strerror}; check the disk, and "
                 "start the run again"
             ) from error
-        return np.frombuffer(content, dtype=self.dtype)
+        return np.frombuffer(content, dtype=part.dtype)
 
-    def _read_some(self, wanted: int, offset: int) -> bytes:
-        """Read at most ``wanted`` bytes from byte offset ``offset``; empty at the end of the file."""
-        return retried(lambda: os.pread(self._file.fileno(), wanted, offset))
 
-    def _cut_short(self) -> str:
-        there = os.fstat(self._file.fileno()).st_size // self.dtype.itemsize
-        return (
-            f"token file {self.path} had {self._count:,} tokens when it was opened and has {there:,} now: something "
-            "cut it short; restore it or prepare the data again, and start the run again"
-        )
+class _OpenFile:
+    """An open file, which is closed when nobody uses it any more: another thread may read it while the cache drops it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def size(self) -> int:
+        """The size in bytes."""
+        return os.fstat(self.descriptor).st_size
+
+
+def _read_some(file: _OpenFile, wanted: int, offset: int) -> bytes:
+    """Read at most ``wanted`` bytes from byte offset ``offset``; empty at the end of the file."""
+    return retried(lambda: os.pread(file.descriptor, wanted, offset))
+
+
+def _as_ids(numbers: npt.NDArray[Any], dtype: np.dtype[Any]) -> Tokens:
+    """The numbers of a file as ids of type ``dtype``; a number that is no id becomes :data:`NO_ID`."""
+    if numbers.dtype == dtype:
+        return numbers
+    if numbers.dtype.kind == "u" and numbers.dtype.itemsize <= dtype.itemsize:
+        ids = numbers.astype(dtype)
+    elif numbers.dtype == np.dtype("<i4"):
+        return numbers.view(dtype)  # a negative number is 2^31 or more, outside every vocabulary
+    else:
+        wide = numbers.astype(np.int64)
+        ids = np.where((wide < 0) | (wide > NO_ID), NO_ID, wide).astype(dtype)
+    ids.flags.writeable = False
+    return ids
+
+
+def _cut_short(part: Part, size: int) -> str:
+    there = max(0, size - part.offset) // part.dtype.itemsize
+    return (
+        f"token file {part.path} had {part.count:,} tokens when it was opened and has {there:,} now: something "
+        "cut it short; restore it or prepare the data again, and start the run again"
+    )

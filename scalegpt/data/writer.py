@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from scalegpt.data.leftovers import make_unfinished, unfinished_name
-from scalegpt.data.shards import TokenFile
 from scalegpt.data.sidecar import FORMAT, SIDECAR, SPLITS, VERSION
 from scalegpt.data.stored import Tokens
+from scalegpt.data.token_file import TokenFile
 from scalegpt.errors import InputError
 from scalegpt.storage import disk_errors, sync_file, sync_folder
 

@@ -150,8 +150,8 @@ class LoadedModel(NamedTuple):
         if split not in (None, *SPLITS):
             raise InputError(f"split must be {' or '.join(SPLITS)}, not {shown(split)}")
         if input_file is None:
-            for source in tokens_of_run(self.header).sources:
-                yield text_of_split(source.tokens, split or "val")._replace(name=source.name, weight=source.weight)
+            for own in tokens_of_run(self.header).sources:
+                yield text_of_split(own.tokens, split or "val")._replace(name=own.name, weight=own.weight)
             return
         sources = sources_of(as_text(input_file))
         shares = shares_of([source.weight for source in sources])

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
+from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
-from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
@@ -169,7 +170,7 @@ def tokens_of_folder(folder: Path, tokenizer: Tokenizer) -> TokenSet:
     Raises:
         InputError: the tokens have changed since they were prepared, or another tokenizer made them.
     """
-    tokens = open_tokens(folder)
+    tokens = open_for(folder, tokenizer)
     tokens.check_contents()
     if tokens.tokenizer.text_digest != tokenizer.text_digest:
         raise InputError(

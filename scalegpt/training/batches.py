@@ -147,13 +147,13 @@ class HeldOutBatch(NamedTuple):
     Attributes:
         inputs: int64 [B, T], on the device.
         targets: int64 [B, T], on the device.
-        count: number of targets that count in the loss.
+        counted: number of targets that count in the loss.
         source: number of the source that all its windows are from.
     """
 
     inputs: Tensor
     targets: Tensor
-    count: int
+    counted: int
     source: int
 
 

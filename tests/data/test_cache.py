@@ -18,8 +18,9 @@ from earlier_tokens import made_before
 from scalegpt.config import DataConfig
 from scalegpt.data import leftovers
 from scalegpt.data.prepare import prepare, prepare_cached
-from scalegpt.data.shards import TokenSet, UnreadableTokensError
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.split import WHOLE_DOCUMENTS_FROM
+from scalegpt.data.token_file import UnreadableTokensError
 from scalegpt.errors import InputError
 from scalegpt.storage import PlaceError
 

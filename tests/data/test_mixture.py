@@ -164,7 +164,7 @@ def test_each_source_is_prepared_by_itself(folder: Path) -> None:
     alone = mixture("prose")
     assert alone.sources[0].tokens.path == mixed.sources[0].tokens.path, "it is cached by itself"
     assert alone.digest == alone.sources[0].tokens.digest == mixture("prose=3").digest
-    opened = Mixture.open(mixed.places)
+    opened = Mixture.open(mixed.places, DataConfig(tokenizer="byte"))
     assert (opened.digest, opened.labels) == (mixed.digest, mixed.labels)
     assert [len(part) for part in opened.train.parts] == list(mixed.train.sizes)
     files = [source.files for source in ledger_sources(mixed)]

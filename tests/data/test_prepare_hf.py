@@ -180,7 +180,7 @@ def test_a_wide_file_that_becomes_shorter_is_an_error_of_one_line(wide: TokenSet
     assert wide.train[199] == 60_199
     with pytest.raises(RunError, match=r"had 901 tokens when it was opened and has 200 now"):
         wide.train[198:202]
-    assert StoredTokens(wide.path / "train.bin", dtype_for(70_000)).tolist()[:2] == [60_000, 60_001]
+    assert StoredTokens.of_file(wide.path / "train.bin", dtype_for(70_000)).tolist()[:2] == [60_000, 60_001]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -7,7 +8,10 @@ import pytest
 
 from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare
-from scalegpt.data.shards import TokenFile, open_tokens
+from scalegpt.data.shards import open_tokens
+from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.token_file import TokenFile
+from scalegpt.data.windows.sampler import WindowSampler, cut_windows
 from scalegpt.errors import InputError
 
 
@@ -76,8 +80,10 @@ def test_token_files_that_cannot_be(tmp_path, content, words):
     ("change", "words"),
     [
         ({"format": "else"}, "not the sidecar"),
-        ({"version": 2}, "version 2"),
-        ({"dtype": "int64"}, "with 'int64', where this ScaleGPT reads version 1 with uint16 or uint32"),
+        ({"version": 3}, "version 3"),
+        ({"version": True}, "version True"),
+        ({"version": 2}, "shards is missing"),
+        ({"dtype": "int64"}, "with 'int64', where this ScaleGPT reads versions 1 and 2 with uint16 or uint32"),
         ({"dtype": ["uint16"]}, "uint16"),
         ({"dtype": "uint32"}, "holds 1802 bytes where .* says 3604"),
         ({"train_tokens": "many"}, "train_tokens is missing"),
@@ -108,7 +114,7 @@ def test_not_a_folder_of_tokens(tmp_path):
 
 
 def test_ids_past_the_vocabulary_are_found_in_any_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("scalegpt.data.shards._CHUNK_TOKENS", 10)
+    monkeypatch.setattr("scalegpt.data.token_file._CHUNK_TOKENS", 10)
     tokens = open_tokens(plain(tmp_path / "t", range(100), [*range(25), 500, 600]))
     tokens.check_vocabulary(601)
     tokens.check_vocabulary(1 << 20)
@@ -135,6 +141,96 @@ def test_changed_contents_are_noticed(folder):
     (folder / "val.bin").write_bytes(content)
     with pytest.raises(InputError, match=r"val\.bin has changed"):
         open_tokens(folder).check_contents()
+
+
+def shard(folder, sizes):
+    """Divide the files of a folder of prepared tokens into shards of these numbers of tokens."""
+    sidecar = folder / "meta.json"
+    meta = json.loads(sidecar.read_text())
+    shards = {}
+    for split, counts in sizes.items():
+        ids = np.fromfile(folder / f"{split}.bin", dtype="<u2")
+        (folder / f"{split}.bin").unlink()
+        shards[split] = []
+        for number, part in enumerate(np.split(ids, np.cumsum(counts)[:-1])):
+            path = folder / (f"{split}_{number:05}.bin" if len(counts) > 1 else f"{split}.bin")
+            part.tofile(path)
+            digest = hashlib.sha256(part.tobytes()).hexdigest()
+            shards[split].append({"name": path.name, "tokens": len(part), "sha256": digest, "blocks": [digest]})
+    del meta["files"], meta["blocks"]
+    sidecar.write_text(json.dumps({**meta, "version": 2, "shards": shards}))
+    return shards
+
+
+@pytest.mark.parametrize("sizes", [{"train": [901], "val": [101]}, {"train": [400, 1, 500], "val": [50, 51]}])
+def test_a_folder_of_shards(folder, sizes):
+    before = open_tokens(folder)
+    train, val = before.train.tolist(), before.val.tolist()
+    shards = shard(folder, sizes)
+    tokens = open_tokens(folder)
+    assert is_prepared(folder)
+    assert (tokens.train.tolist(), tokens.val.tolist()) == (train, val)
+    tokens.check_contents()
+    tokens.check_block_size(100)
+    tokens.check_vocabulary(257)
+    assert (tokens.digest == before.digest) == (len(sizes["train"]) == 1)
+    name = shards["train"][-1]["name"]
+    content = bytearray((folder / name).read_bytes())
+    content[-200] = 0xFF
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} has changed since, first between token offsets 0 and"):
+        open_tokens(folder).check_contents()
+    with pytest.raises(InputError, match=rf"{name} holds id 255 at token offset {sizes['train'][-1] - 100}, outside"):
+        open_tokens(folder).check_vocabulary(255)
+    os.truncate(folder / name, 10)
+    with pytest.raises(InputError, match=rf"{name} holds 10 bytes where .* was cut short at token offset 5"):
+        open_tokens(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None, {}, {"train": []}, [], {"val": [{"name": "val.bin", "tokens": 101, "sha256": ""}]},
+        *({"train": [{"name": "train.bin", "tokens": 901, "sha256": "", **values}]} for values in (
+            {"name": "../train.bin"}, {"name": "/train.bin"}, {"name": "a/b.bin"}, {"name": ""}, {"name": ".bin"},
+            {"name": 5}, {"name": "meta.json"}, {"tokens": -1}, {"tokens": 900}, {"sha256": 1}, {"blocks": [1]},
+        )),
+        {"train": [{"name": "train.bin", "tokens": tokens, "sha256": ""} for tokens in (1, 900)]},
+    ],
+)  # fmt: skip
+def test_malformed_lists_of_shards(folder, change):
+    shards = shard(folder, {"train": [901], "val": [101]})
+    sidecar = folder / "meta.json"
+    meta = json.loads(sidecar.read_text())
+    meta["shards"] = {**shards, **change} if change and "train" in change else change
+    sidecar.write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=r"meta\.json: (shards is missing|train_tokens is not the sum)"):
+        open_tokens(folder)
+
+
+def test_a_terabyte_is_opened_without_reading_it(tmp_path):
+    """Sparse files: 1,000 shards of 10^9 tokens."""
+    shards = [{"name": f"train_{number:05}.bin", "tokens": 10**9, "sha256": ""} for number in range(1000)]
+    for each in shards:
+        (tmp_path / each["name"]).touch()
+        os.truncate(tmp_path / each["name"], 2 * 10**9)
+    (tmp_path / "val.bin").write_bytes(b"\1\0\2\0")
+    (tmp_path / "meta.json").write_text(
+        json.dumps({
+            "format": "scalegpt-tokens", "version": 2, "dtype": "uint16", "train_tokens": 10**12, "val_tokens": 2,
+            "tokenizer": {"kind": "byte"}, "sources": [],
+            "shards": {"train": shards, "val": [{"name": "val.bin", "tokens": 2, "sha256": ""}]},
+        })
+    )  # fmt: skip
+    with (tmp_path / "train_00999.bin").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\7\0")
+    tokens = open_tokens(tmp_path)
+    assert len(tokens.train) == 10**12
+    assert (tokens.train[10**12 - 1], tokens.train[10**11]) == (7, 0)
+    starts = WindowSampler(10**12, 1024, seed=1).starts(10**6, 8)
+    inputs, targets = cut_windows(tokens.train, starts, 1024)
+    assert (inputs.shape, targets.sum()) == ((8, 1024), 0)
 
 
 def test_nanogpt_folder_without_anything_is_gpt2(tmp_path):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from scalegpt.data.foreign.table import recognise
+from scalegpt.data.sidecar import FIRST_FILES
 from scalegpt.data.text.ours import RUN, folder_of_ours
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
@@ -27,6 +29,9 @@ _REFUSED = {
     ),
 }
 """Kind of folder → why it is refused if the user names it as input."""
+
+_TOKEN_SUFFIXES = (".bin", ".ds")
+"""A folder of token files has a file with one of these suffixes."""
 
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
@@ -202,7 +207,7 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
     ours = folder_of_ours(names)
     if ours is not None:
         return ours
-    if "train.bin" in names and is_prepared(folder):
+    if any(name.endswith(_TOKEN_SUFFIXES) for name in names) and is_prepared(folder):
         return TOKENS
     is_saved = "dataset_dict.json" in names or (
         "dataset_info.json" in names and ("state.json" in names or any(name.endswith(".arrow") for name in names))
@@ -211,8 +216,8 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds token files, prepared by ScaleGPT or nanoGPT."""
-    return _has_mode(folder / "train.bin", stat.S_IFREG)
+    """Whether a path is a folder of token files that ScaleGPT or nanoGPT prepared, or holds those of another program."""
+    return any(_has_mode(folder / name, stat.S_IFREG) for name in FIRST_FILES) or recognise(folder) is not None
 
 
 def is_folder(path: Path) -> bool:

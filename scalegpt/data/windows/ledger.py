@@ -304,4 +304,5 @@ def _parse_source(values: Any, block_size: Any) -> LedgerSource | None:
 def _is_file(values: Any) -> bool:
     if not isinstance(values, list) or [type(value) for value in values] != [str, int, int]:
         return False
-    return 0 <= values[1] <= _MOST and 1 <= values[2] <= _MOST
+    first, tokens = values[1:]
+    return bool(0 <= first <= _MOST and 1 <= tokens <= _MOST)

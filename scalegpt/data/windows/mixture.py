@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from scalegpt.config import DataConfig
+from scalegpt.data.foreign.given import open_given
 from scalegpt.data.prepare import Progress, prepare_again, prepare_cached
-from scalegpt.data.shards import TokenSet, open_tokens
+from scalegpt.data.shards import TokenSet
 from scalegpt.data.stored import StoredTokens, Tokens
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.windows.sampler import Batch, Windows, cut_windows
@@ -60,13 +61,13 @@ class Place(NamedTuple):
     Attributes:
         name: the source as the user named it.
         share: as in :class:`MixtureSource`.
-        folder: the folder of its tokens.
+        path: where its tokens are (:attr:`~scalegpt.data.shards.TokenSet.path`).
         digest: their digest.
     """
 
     name: str
     share: int
-    folder: str
+    path: str
     digest: str
 
 
@@ -126,9 +127,14 @@ class Mixture:
         return cls.of([(WeightedInput(name, 1.0), tokens)])
 
     @classmethod
-    def open(cls, places: Sequence[Place]) -> "Mixture":
-        """Open what another process has prepared."""
-        return cls(tuple(MixtureSource(name, share, open_tokens(at), digest) for name, share, at, digest in places))
+    def open(cls, places: Sequence[Place], settings: DataConfig) -> "Mixture":
+        """Open what another process has prepared with these settings."""
+        return cls(
+            tuple(
+                MixtureSource(place.name, place.share, open_given(place.path, settings), place.digest)
+                for place in places
+            )
+        )
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -175,15 +181,17 @@ class Mixture:
         """The encodings in which the text was read, sorted; empty if they are not known."""
         return sorted({each for source in self.sources for each in source.tokens.encodings})
 
-    def check(self, *, vocab_size: int, block_size: int) -> None:
-        """Check every id of every source, and that each split of each fills a window.
+    def check(self, *, vocab_size: int, block_size: int, packs_documents: bool = False) -> None:
+        """Check every id of every source, that each split of each fills a window, and if wanted that documents end.
 
         Raises:
-            InputError: an id is outside the vocabulary, or a split is too short.
+            InputError: an id is outside the vocabulary, a split is too short, or documents cannot be told apart.
         """
         for source in self.sources:
             source.tokens.check_vocabulary(vocab_size)
             source.tokens.check_block_size(block_size)
+            if packs_documents:
+                source.tokens.check_document_ends()
 
 
 def _other_tokenizer(first: MixtureSource, other: MixtureSource) -> str:

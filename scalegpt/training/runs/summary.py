@@ -125,7 +125,9 @@ def _packed(train: TrainConfig) -> str:
 
 
 def _read_as(data: Mixture) -> str:
-    """The encodings in which the text was read, in words; empty where they are not known."""
+    """How the data were read, in words: the encodings of text, or whose token files they are; empty where it is not known."""
+    if origins := [source.tokens.origin for source in data.sources if source.tokens.origin]:
+        return f", {'; '.join(origins)}"
     return f", read as {', '.join(data.encodings)}" if data.encodings else ""
 
 

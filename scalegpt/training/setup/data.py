@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalegpt.backends import World
@@ -11,12 +11,15 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
+from scalegpt.data.foreign.given import found_at
+from scalegpt.data.foreign.opening import tokenizer_setting
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.data.windows.mixture import Mixture, Place, prepare_mixture
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
+from scalegpt.training.job import document_end
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import StopRequest
@@ -51,16 +54,16 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         InputError: the data cannot be used, or differ between machines.
         Stopped: a rank was asked to stop.
     """
-    run = request.run
+    run = replace(request.run, data=world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given)))
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
 
     def work() -> tuple[tuple[Place, ...], str, list[str]]:
-        settings = with_tokenizer_of_data(run.data, request.given)
         tokens, changed = prepare_mixture(
-            settings, kept=kept, progress=lambda source: _progress(logger, stop, source if several else "data")
+            run.data, kept=kept, progress=lambda source: _progress(logger, stop, source if several else "data")
         )
         _, model = _fit_settings(run, request.given, tokens)
-        tokens.check(vocab_size=model.vocab_size, block_size=model.block_size)
+        packs = document_end(run, tokens.tokenizer) is not None
+        tokens.check(vocab_size=model.vocab_size, block_size=model.block_size, packs_documents=packs)
         return tokens.places, tokens.digest, changed
 
     several = len(run.data.sources) > 1
@@ -71,7 +74,7 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
         )
     for each in changed:
         logger.say(f"warning: {each}; --allow_change {DATA} trains on the text as it is now")
-    tokens = Mixture.open(places)
+    tokens = Mixture.open(places, run.data)
     return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
 
 
@@ -107,17 +110,23 @@ def tokens_to_keep(request: Request) -> dict[str, str] | None:
     return found if found.keys() == set(names) else None
 
 
-def with_tokenizer_of_data(data: DataConfig, given: frozenset[str]) -> DataConfig:
-    """The data settings with the tokenizer of the prepared tokens among the sources, if there are any and none is given.
+def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataConfig:
+    """Return the settings with the tokenizer of the prepared tokens, if a source is such; text beside them gets it too.
 
-    The text among the sources is then prepared with the same tokenizer. A tokenizer that the user names stays: it is
-    compared with the tokens later.
+    A tokenizer that the user names stays: :func:`prepare_data` compares it with the tokens.
+
+    Raises:
+        InputError: the files of another program do not say which tokenizer made them, or are malformed.
     """
     prepared = [source.text for source in data.sources if is_prepared(Path(source.text))]
     if "tokenizer" in given or not prepared:
         return data
-    with suppress(InputError):  # the preparation reports what is wrong with the tokens
-        return data.changed(tokenizer=setting_of(open_tokens(prepared[0])))
+    of_others = {path: found for path in prepared if (found := found_at(path)) is not None}
+    ours = next((path for path in prepared if path not in of_others), None)
+    if ours is None:
+        return data.changed(tokenizer=tokenizer_setting(next(iter(of_others.values())), None))
+    with suppress(InputError):  # prepare_data reports what is wrong with the tokens
+        return data.changed(tokenizer=setting_of(open_tokens(ours)))
     return data
 
 

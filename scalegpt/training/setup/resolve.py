@@ -21,7 +21,7 @@ from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
-from scalegpt.training.setup.data import with_tokenizer_of_data
+from scalegpt.training.setup.data import with_tokenizer_of_tokens
 
 LONGEST_NAME = 200
 """Largest number of characters in a run's name. File systems allow 255, and ``--fresh`` appends a number."""
@@ -60,7 +60,8 @@ def resolve_request(request: Request, world: World) -> Resolved:
     check_name(request.run.name)
     request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
     run, open_, notes = world.on_first(lambda: _as_chosen_before(request, world))
-    run = world.on_first(lambda: _with_expected_tokens(run, request.given))
+    run = replace(run, data=world.on_first(lambda: with_tokenizer_of_tokens(run.data, request.given)))
+    run = world.on_first(lambda: with_expected_vocabulary(run, request.given))
     world.on_first(lambda: _check_vocabulary(run))
     train = run.train
     if "backend" not in open_:
@@ -189,8 +190,3 @@ def _check_vocabulary(run: RunConfig) -> None:
             f"the {kind} tokenizer ends documents with id {TOKENS[kind] - 1:,}, outside the vocabulary of {size:,}; give "
             "--vocab_size auto, or another --tokenizer"
         )
-
-
-def _with_expected_tokens(run: RunConfig, given: frozenset[str]) -> RunConfig:
-    """The run with the tokenizer of its prepared tokens, if it has such tokens, and with the vocabulary that is expected."""
-    return with_expected_vocabulary(replace(run, data=with_tokenizer_of_data(run.data, given)), given)

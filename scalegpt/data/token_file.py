@@ -1,0 +1,156 @@
+"""The tokens of one split, in one or several files without headers, and the digests of such files."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalegpt.data.sidecar import SIDECAR, Shard, joined_digest
+from scalegpt.data.stored import DTYPES, Part, StoredTokens, Tokens
+from scalegpt.errors import InputError
+from scalegpt.storage import DiskError
+from scalegpt.text import one_line
+
+BLOCK_BYTES = 4 << 20
+"""Each block of this many bytes has a digest of its own in the sidecar, so that a change can be located."""
+
+_CHUNK_TOKENS = 1 << 22
+
+
+class UnreadableTokensError(DiskError):
+    """Token files cannot be read now, because of permissions or the disk; they may be undamaged."""
+
+    subject, done, advice = "token file ", "read", "make it readable"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """The tokens of one split, in one or several files.
+
+    Attributes:
+        path: path of the file; of several, their folder.
+        tokens: the content as a read-only array that reads the files on demand.
+    """
+
+    path: Path
+    tokens: StoredTokens
+
+    @staticmethod
+    def open(path: Path, expected: int | None = None, dtype: np.dtype[Any] = DTYPES["uint16"]) -> "TokenFile":
+        """Open a token file.
+
+        Args:
+            path: path of the file.
+            expected: the number of tokens that the sidecar states; None without a sidecar.
+            dtype: the type of the ids.
+
+        Raises:
+            InputError: the file is missing or empty, does not hold ``expected`` tokens, or a part of one.
+            UnreadableTokensError: the file cannot be read.
+        """
+        return opened(path, [_checked_part(path, expected, dtype)])
+
+    @staticmethod
+    def open_shards(folder: Path, shards: Sequence[Shard], dtype: np.dtype[Any]) -> "TokenFile":
+        """Open the token files of one split, which a sidecar lists.
+
+        Raises:
+            InputError, UnreadableTokensError: as for :meth:`open`.
+        """
+        parts = [_checked_part(folder / shard.name, shard.tokens, dtype) for shard in shards]
+        return opened(parts[0].path if len(parts) == 1 else folder, parts)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Read all tokens, in chunks, and check that every id is below ``vocab_size``.
+
+        Raises:
+            InputError: an id is ``vocab_size`` or above; the message states the file, the token offset and the id.
+        """
+        if vocab_size > np.iinfo(self.tokens.dtype).max:
+            return
+        for number, chunk in enumerate(chunks_of(self.tokens)):
+            if chunk.max() >= vocab_size:
+                index = int(np.argmax(chunk >= vocab_size))
+                path, place = self.tokens.place(number * _CHUNK_TOKENS + index)
+                raise InputError(
+                    f"token file {one_line(path)} holds id {int(chunk[index])} at token offset {place}, outside "
+                    f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
+                )
+
+    def digests(self) -> tuple[str, list[str]]:
+        """The digest of all tokens (:func:`~.sidecar.joined_digest`), and the SHA-256 of each block of each file, in hex.
+
+        Raises:
+            UnreadableTokensError: a file cannot be read.
+        """
+        found = [digests_of(part) for part in self.tokens.parts]
+        return joined_digest(whole for whole, _ in found), [block for _, blocks in found for block in blocks]
+
+
+def opened(path: Path, parts: Sequence[Part]) -> TokenFile:
+    """The tokens of one split, whose parts are known; ``path`` is the file, or the folder of several.
+
+    Raises:
+        UnreadableTokensError: a file cannot be opened.
+    """
+    try:
+        return TokenFile(path, StoredTokens(parts))
+    except OSError as error:
+        raise UnreadableTokensError(Path(error.filename or path), error) from None
+
+
+def _checked_part(path: Path, expected: int | None, dtype: np.dtype[Any]) -> Part:
+    """All tokens of a file; see :meth:`TokenFile.open`."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"token file {one_line(path)}: {error.strerror}; prepare the data again") from None
+    except OSError as error:
+        raise UnreadableTokensError(path, error) from None
+    width = dtype.itemsize
+    if expected is not None and size != expected * width:
+        raise InputError(
+            f"token file {one_line(path)} holds {size} bytes where its {SIDECAR} says {expected * width}: it "
+            f"{_how_much(size // width, expected)}; prepare the data again"
+        )
+    if size == 0:
+        raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
+    if size % width:
+        raise InputError(
+            f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold "
+            f"{dtype.name} tokens; prepare the data again"
+        )
+    return Part(path, 0, size // width, dtype)
+
+
+def chunks_of(tokens: StoredTokens) -> Iterator[Tokens]:
+    """All tokens, :data:`_CHUNK_TOKENS` at a time."""
+    return (tokens[first : first + _CHUNK_TOKENS] for first in range(0, len(tokens), _CHUNK_TOKENS))
+
+
+def digests_of(part: Part) -> tuple[str, list[str]]:
+    """The SHA-256 of the bytes of a part, and the SHA-256 of each block of :data:`BLOCK_BYTES` bytes of them, in hex.
+
+    Raises:
+        UnreadableTokensError: the file cannot be read.
+    """
+    whole, blocks, left = hashlib.sha256(), [], part.count * part.dtype.itemsize
+    try:
+        with part.path.open("rb") as file:
+            file.seek(part.offset)
+            while left and (block := file.read(min(BLOCK_BYTES, left))):
+                whole.update(block)
+                blocks.append(hashlib.sha256(block).hexdigest())
+                left -= len(block)
+    except OSError as error:
+        raise UnreadableTokensError(part.path, error) from None
+    return whole.hexdigest(), blocks
+
+
+def _how_much(tokens: int, expected: int) -> str:
+    if tokens < expected:
+        return f"was cut short at token offset {tokens}"
+    return f"continues past token offset {expected}, where it ended"
