@@ -21,8 +21,8 @@ from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.batches import HeldOutBatches, TrainingBatches
 
 BLOCK = 8
-KNOWN_SOURCES = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
-KNOWN_STARTS = [0] * 10
+KNOWN_SOURCES = [1, 0, 0, 1, 0, 1, 1, 0, 0, 1]
+KNOWN_STARTS = [27631, 20401, 405649, 32219, 661713, 14071, 17663, 517313, 368025, 6507]
 
 
 def sampler(weights: list[float], tokens: list[int], seed: int = 3) -> MixtureSampler:
@@ -72,7 +72,7 @@ def test_sources_of_the_same_size_have_orders_of_their_own() -> None:
 
 
 @given(st.integers(0, 50_000), st.integers(0, 25_000), st.integers(0, 25_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_stretch_is_part_of_one_sequence(first: int, count: int, cut: int) -> None:
     mixed, cut = sampler([3, 2, 1], [50_000, 1_000, 9_000]), min(cut, count)
     whole = mixed.windows(first, count)

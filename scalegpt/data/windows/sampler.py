@@ -166,16 +166,24 @@ def _feistel(numbers: _Words, half: np.uint64, keys: _Words) -> _Words:
     """Permute numbers of ``2 * half`` bits: each round swaps the halves and XORs one with a hash of the other."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = numbers >> half, numbers & mask
+    hashed, spare = np.empty_like(left), np.empty_like(left)  # new arrays in each round would double the time
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
+        np.bitwise_xor(right, key, out=hashed)
+        _mix(hashed, spare)
+        hashed &= mask
+        hashed ^= left
+        left, right, hashed = right, hashed, left
     return (left << half) | right
 
 
-def _mix(words: _Words) -> _Words:
-    """Hash 64-bit words by the finaliser of splitmix64, in arithmetic modulo 2^64."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+def _mix(words: _Words, spare: _Words) -> None:
+    """Hash 64-bit words in place by the finaliser of splitmix64, in arithmetic modulo 2^64; ``spare`` is overwritten."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        np.right_shift(words, np.uint64(shift), out=spare)
+        words ^= spare
+        words *= np.uint64(factor)
+    np.right_shift(words, np.uint64(31), out=spare)
+    words ^= spare
 
 
 def rank_share(windows: Numbers, rank: int, ranks: int, micro_step: int, micro_batch: int) -> Numbers:
