@@ -78,8 +78,8 @@ class DataConfig(Section):
 
     input_file: str | None = setting(
         None,
-        "text or code, a folder of it, or a folder made by `scalegpt data prepare`; several are one text, or with weights "
-        "(a=0.7 b=0.3) a mixture",
+        "text or code, a folder of it, or token files made by `scalegpt data prepare` or another program; several are one "
+        "text, or with weights (a=0.7 b=0.3) a mixture",
         is_path=True,
         as_text=as_text,
     )

@@ -166,7 +166,7 @@ def _feistel(numbers: _Words, half: np.uint64, keys: _Words) -> _Words:
     """Permute numbers of ``2 * half`` bits: each round swaps the halves and XORs one with a hash of the other."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = numbers >> half, numbers & mask
-    hashed, spare = np.empty_like(left), np.empty_like(left)  # new arrays in each round would double the time
+    hashed, spare = np.empty_like(left), np.empty_like(left)  # new arrays in each round would take longer
     for key in keys:
         np.bitwise_xor(right, key, out=hashed)
         _mix(hashed, spare)
