@@ -117,13 +117,14 @@ def as_text(value: Any) -> Any:
     else:
         return value
     items = [item._replace(path=_expanded(item.path)) for item in items]
-    if len(items) == 1 and items[0].weight is None:
+    if len(items) == 1 and items[0].weight is None and (_exists(items[0].path) or not items[0].path.startswith("[")):
         return items[0].path
-    if all(_is_plain(item.path) for item in items):
-        return ",".join(
-            item.path if item.weight is None else f"{item.path}={repr(item.weight).removesuffix('.0')}"
-            for item in items
-        )
+    words = [
+        each.path if each.weight is None else f"{each.path}={repr(each.weight).removesuffix('.0')}" for each in items
+    ]
+    text = ",".join(words)
+    if all(_is_plain(item.path) for item in items) and _items([text]) == items:
+        return text
     values = [item.path if item.weight is None else {item.path: item.weight} for item in items]
     return json.dumps(values, ensure_ascii=False)
 
@@ -134,7 +135,8 @@ def _items(words: Sequence[Any]) -> list[_Item]:
     if not items:
         raise InputError("input_file has no input; give a text file, a folder, or a folder of prepared tokens")
     if len(items) == len(words) == 1 and items[0].weight is not None and not _exists(items[0].path):
-        return [_Item(words[0], None)]  # one weight alone says nothing: what looks like it is a part of an address
+        word = str(words[0])  # one weight alone says nothing: what looks like it is a part of an address
+        return items if word.strip().startswith("[") else [_Item(word, None)]
     return items
 
 
@@ -145,7 +147,7 @@ def _of_word(word: Any) -> list[_Item]:
         raise InputError(f"input_file: a list holds paths, with or without =WEIGHT, not {shown(word)}")
     if _exists(word):
         return [_Item(word, None)]
-    if word.startswith("["):
+    if word.strip().startswith("["):
         read = _of_json(word)
         if read is not None:
             return read
