@@ -1,6 +1,7 @@
 """Training on several sources: exact after a kill, each source's own loss, and what is said, kept and refused."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from scalegpt.training.runs.report.page import report_page
 from scalegpt.training.runs.report.read import find_run, read_run
 from scalegpt.training.trackers.base import numbers
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL: dict[str, Any] = {
     "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 16, "micro_batch": 4, "tokens_per_step": 128, "max_iters": 12,
     "warmup_steps": 1, "device": "cpu", "precision": "fp32", "eval_every": 4, "eval_tokens": 400, "sample_tokens": 0,
@@ -69,7 +71,8 @@ def test_a_killed_run_of_a_mixture_ends_as_an_undisturbed_one(
 ) -> None:
     whole = train("whole")
     task = json.dumps({**SMALL, "input_file": ["prose=0.7", "code=0.3"], "model_name": "killed"})
-    done = subprocess.run([sys.executable, "-c", KILLED, task], capture_output=True, text=True, check=False)
+    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", KILLED, task], capture_output=True, text=True, env=known, check=False)
     assert done.returncode == -9, done.stderr
     killed = train("killed")
     said = capsys.readouterr().out
@@ -154,7 +157,7 @@ def test_other_weights_and_other_sources_are_other_data(
             scalegpt.InputError, match=r"was trained on other tokens than .*--allow_change data"
         ) as refused:
             train(input_file=other, max_iters=8)
-    assert "0.7 prose (4,104 tokens) + 0.3 code" in str(refused.value)
+    assert "0.7 prose (4,105 tokens) + 0.3 code" in str(refused.value)
     capsys.readouterr()
     run = train(input_file={"prose": 0.6, "code": 0.4}, max_iters=8, allow_change="data")
     assert "changed  data: " in capsys.readouterr().out
