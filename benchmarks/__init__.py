@@ -1,1 +1,1 @@
-"""Benchmarks: each module of this folder that has a ``main`` is a program of its own."""
+"""Benchmarks. Each module of this folder with a ``main`` is a separate program."""

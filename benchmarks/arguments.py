@@ -1,4 +1,4 @@
-"""Helpers that benchmarks share: types of flags, which refuse bad values before anything is measured; commands; results."""
+"""Helpers that benchmarks share, for flags (bad values are refused before anything is measured), commands and results."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A flag's type: a whole number that is not below ``least``."""
+    """A flag's type: a whole number of at least ``least``."""
 
     def count(text: str) -> int:
         try:
@@ -61,7 +61,7 @@ def names_of(known: Mapping[str, Any], separator: str = ",") -> Callable[[str], 
 
 
 def new_file(text: str) -> Path:
-    """A flag's type: the path of a file that can be written once the measurement is done."""
+    """A flag's type: the path of a file to be written after the measurement."""
     path = Path(text)
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
@@ -81,6 +81,6 @@ def python_words(ranks: int = 1) -> list[str]:
 
 
 def write_figures(path: Path | None, figures: Any) -> None:
-    """Write results as JSON to a file; None: no file was asked for, and nothing is written."""
+    """Write results as JSON to a file. If the path is None, nothing is written."""
     if path is not None:
         path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -4,9 +4,9 @@ python benchmarks/checkpoint_speed.py                        (from the repositor
 python benchmarks/checkpoint_speed.py --preset tiny --saves 5
 
 It runs one process on the CPU. The state is what training would save, filled with random numbers: fp32 weights and both
-moments. Each kind of save is made several times. Memory for the copy is allocated before, as training does during its first
-steps. No steps are trained meanwhile. In training, writer and steps may share the cores, and steps then take longer while a
-checkpoint is written; the measured pause does not include that.
+moments. Each kind of save is made several times. Memory for the copy is allocated first, as training does during its
+first steps. No training steps run during the measurement. In training, writer and steps may share the cores, so steps
+may take longer while a checkpoint is written. The measured pause does not include that.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def saves(backend: Backend, folder: Path, count: int, *, asynchronous: bool) -> 
         pause = time.perf_counter() - start
         saver.confirm(step)  # the checkpoint before it is then deleted, as in a run
         if saver.lacks_memory:
-            sys.exit("host memory has no room for the copy: nothing to measure")
+            sys.exit("host memory has no room for the copy, so there is nothing to measure")
         saver.finish()
         times.append({"pause": pause, "whole": time.perf_counter() - start})
     saver.close()

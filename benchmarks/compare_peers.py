@@ -5,14 +5,15 @@ python benchmarks/compare_peers.py --shapes smol --json compare.json   beside tr
 python benchmarks/compare_peers.py --shapes tiny --peer ../nanoGPT     the plain loop trains the model of a nanoGPT checkout
 python benchmarks/compare_peers.py --keep_memory                       the others have our setting of the memory allocator too
 
-The shapes tiny, small and char are GPT-2's block, beside a plain nanoGPT-style loop: in fp32, in bf16 under autocast, and
-that with the whole model compiled. The shape smol is SmolLM2 135M cut to 6 layers, beside the models of transformers and of
-litgpt in the same eager loop: in fp32, in bf16 under autocast, and with weights and optimizer in bf16. Our trainer runs in
-the precision that ``auto`` picks on this machine, unless --precision is given, eager and with compiled blocks. Each contender
-has a process of its own, so that settings of one process do not affect the others. They take steps in turn while the others
-wait, so that a machine that slows down slows all of them. Their median step times are compared. A contender whose second step
-takes more than sixteen times as long as the fastest contender's takes no further steps, and its second step is its result.
-Nine rounds of tiny, small and char take two minutes on two cores. smol takes 2 GB of memory for each contender.
+The shapes tiny, small and char have GPT-2's block. They are compared with a plain nanoGPT-style loop in fp32, in bf16
+under autocast, and in bf16 under autocast with the whole model compiled. The shape smol is SmolLM2 135M cut to 6
+layers. It is compared with the models of transformers and of litgpt in the same eager loop: in fp32, in bf16 under
+autocast, and with weights and optimizer in bf16. Our trainer runs eagerly and with compiled blocks, in the precision
+that ``auto`` picks on this machine unless --precision is given. Each contender has its own process, so that settings of
+one do not affect the others. They take steps in turn while the others wait, so that a slower phase of the machine
+affects all of them. Their median step times are compared. A contender whose second step takes more than sixteen times
+as long as the fastest contender's takes no further steps; the second step is then its result. Nine rounds of tiny,
+small and char take two minutes on two cores. smol takes 2 GB of memory for each contender.
 """
 
 import argparse
@@ -55,7 +56,7 @@ PLAIN = "the plain loop"
 
 @dataclass(frozen=True)
 class Loop:
-    """A contender that is not ours: whose model it trains (:data:`PLAIN`, or a key of ``PEERS``), in which precision."""
+    """A contender that is not ours: the model that it trains (:data:`PLAIN`, or a key of ``PEERS``), and its precision."""
 
     model: str
     precision: str
@@ -85,7 +86,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender before it has a process.
+    """The description of a contender, from which its process is made.
 
     Attributes:
         name: a key of :data:`LOOPS` or :data:`OURS`.
@@ -119,10 +120,10 @@ class Contender:
         self._process.join()
 
     def step(self) -> float:
-        """Let the process take a step; returns its seconds. The first call also builds the model.
+        """Let the process take a step, and return its seconds. The first call also builds the model.
 
         Raises:
-            RuntimeError: the process has ended; it has printed why.
+            RuntimeError: the process has ended. It has printed the reason.
         """
         try:
             self._connection.send(None)
@@ -143,7 +144,7 @@ def serve(entry: Entry, connection: Connection) -> None:
 
 
 def build(entry: Entry, stack: ExitStack) -> BaselineSteps | OurSteps:
-    """The object that takes the contender's steps; closing ``stack`` closes what the object holds open."""
+    """The object that takes the contender's steps. Closing ``stack`` closes all that the object has opened."""
     given, data = entry.arguments, entry.folder / "tokens"
     if entry.name in OURS:
         flags = flags_of(entry.shape, data, OURS[entry.name], entry.precision)
@@ -170,7 +171,7 @@ def main() -> int:
     parser.add_argument("--peer", type=Path, help="a checkout of nanoGPT, whose model is timed")
     everyone = {**LOOPS, **OURS}
     parser.add_argument("--skip", type=names_of(everyone, ";"), default="", help="contenders, separated by semicolons")
-    parser.add_argument("--keep_memory", action="store_true", help="the others keep the memory that they free, too")
+    parser.add_argument("--keep_memory", action="store_true", help="the others also keep the memory that they free")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="ours [auto]")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
@@ -198,7 +199,7 @@ def main() -> int:
 
 
 def contenders_of(shape: Shape, skip: list[str]) -> list[str]:
-    """The names of who runs for a shape; prints a line for each package that is missing."""
+    """The names of the contenders for a shape. Prints a line for each missing package."""
     loops = [loop for name, loop in LOOPS.items() if loop.meets(shape) and name not in skip]
     missing = {model: why_missing(model) for model in {loop.model: None for loop in loops} if model in PEERS}
     for why in missing.values():
@@ -232,7 +233,7 @@ def flags_of(shape: Shape, data: Path, compile_: str, precision: str) -> dict[st
 
 
 def race(contenders: list[Contender], rounds: int) -> None:
-    """Time all contenders: a first step, which compiles; a second, after which slow ones stop; then the counted rounds."""
+    """Time all contenders: a first step, which compiles; a second, after which slow ones stop; then counted rounds."""
     for each in contenders:
         each.step()
     second = {each: each.step() for each in contenders}
@@ -245,7 +246,7 @@ def race(contenders: list[Contender], rounds: int) -> None:
 
 
 def figures(each: Contender) -> dict[str, Any]:
-    """A contender's results: seconds of its steps (median, least, most), their number, and tokens per second."""
+    """A contender's results: seconds of its steps (median, least, most), the number of steps, and tokens per second."""
     median = statistics.median(each.seconds)
     return {
         "step_seconds": median,
@@ -257,7 +258,7 @@ def figures(each: Contender) -> dict[str, Any]:
 
 
 def table(name: str, results: dict[str, dict[str, Any]], device: str) -> str:
-    """The results for one shape as text, and how many times as fast as the others our faster contender is."""
+    """The results for one shape as text, with the speed of our faster contender relative to the others."""
     shape = SHAPES[name]
     lines = [
         f"{name}: L{shape.n_layer} H{shape.n_embd} V{shape.vocab_size} T{shape.block_size} B{shape.batch}, "

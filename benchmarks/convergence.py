@@ -3,9 +3,10 @@
 python benchmarks/convergence.py ../shared/data/tinyshakespeare.txt
 python benchmarks/convergence.py ../shared/data/tinyshakespeare.txt --optimizer muon --learning_rates 3e-3 --seeds 1,2,3
 
-The recipe (preset ``shakespeare_char``): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps, 100 of warm-up, cosine
-to a tenth, no dropout, the last tenth of the text held out. nanoGPT's README gives a loss of 1.88 for learning rate 1e-3.
-With ``--optimizer muon`` it trains with AdamW as well. Muon takes half as many steps, which shows how many tokens it saves.
+The recipe (preset ``shakespeare_char``): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps, 100 of warm-up,
+cosine to a tenth, no dropout, the last tenth of the text held out. nanoGPT's README gives a loss of 1.88 for learning
+rate 1e-3. With ``--optimizer muon`` it trains with AdamW too. Muon takes half as many steps, to show how many tokens it
+saves.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from benchmarks.arguments import flag_words
 ROOT = Path(__file__).resolve().parents[1]
 
 STEPS = {"adamw": 2000, "muon": 1000}
-"""Optimizer → steps of a run; learning rate schedules are as long as the runs."""
+"""Optimizer → steps of a run. The learning rate schedule is as long as the run."""
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def train(text: Path, optimizer: str, rate: str, seed: str, runs: Path, flags: list[str]) -> dict[str, Any]:
-    """Train one run in a process of its own; returns the content of its ``run_status.json``."""
+    """Train one run in its own process, and return the content of its ``run_status.json``."""
     name = f"{text.stem}-{optimizer}-{rate}-{seed}"
     settings = {
         "preset": "shakespeare_char", "vocab_size": "auto", "input_file": text, "encoding": "auto", "learning_rate": rate,

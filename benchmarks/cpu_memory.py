@@ -3,8 +3,8 @@
 python benchmarks/cpu_memory.py                               (from the repository's root; some minutes, at most 3 GB)
 python benchmarks/cpu_memory.py --only fsdp --json memory.json
 
-Each row is a short run of the trainer in processes of its own, which writes checkpoints while it trains. With several ranks
-the memory of the first rank counts. --limit_gb limits the data segment of each process.
+Each row is a short run of the trainer in its own processes, which writes checkpoints while it trains. With several
+ranks, the memory of the first rank counts. --limit_gb limits the data segment of each process.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def cases() -> dict[str, tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the rows that were asked for, and print the errors of the predictions; returns the exit status."""
+    """Run the rows that were asked for, print the errors of the predictions, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name has these words")
     parser.add_argument("--limit_gb", type=at_least(1), default=4, help="data that each process may have [4]")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(folder: Path, backend: str, flags: str, limit: int) -> dict[str, Any] | None:
-    """Predicted and measured bytes of a short run, and the parts of the prediction; None where the run failed."""
+    """Predicted and measured bytes of a short run, and the parts of the prediction; None if the run failed."""
     text = folder / "text.txt"
     draw = random.Random(1)
     text.write_text("".join(draw.choice("abcdefgh \n") for _ in range(200_000)), encoding="ascii")

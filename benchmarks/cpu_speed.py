@@ -1,13 +1,13 @@
-"""Compares the tokens per second that a plan predicts for this processor with those that the trainer then makes.
+"""Compares the tokens per second that a plan predicts for this processor with those that the trainer reaches.
 
 python benchmarks/cpu_speed.py                                                          (from the repository's root)
 python benchmarks/cpu_speed.py --presets demo,tiny --precisions fp32 --measure
 OMP_NUM_THREADS=1 python benchmarks/cpu_speed.py
 
-The steps are the trainer's own, with data loading, guards, logging and metrics, but of few micro batches. The least time of
-some steps counts. With one thread it is the processor's time, which other processes hardly prolong; with more threads, the
-benchmark first waits until the machine is idle, and prints the machine's load beside each row. The rates are those that are
-kept for this processor; they are measured if none are, or with --measure.
+The steps are the trainer's own, with data loading, guards, logging and metrics, but with few micro batches. The least
+time of several steps counts. With one thread it is processor time, which other processes hardly affect. With more
+threads, the benchmark first waits until the machine is idle, and prints the machine's load beside each row. The rates
+are those that are stored for this processor. They are measured if none are stored, or with --measure.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from scalegpt.speed.probes import clock
 from scalegpt.speed.rates import is_busy, measure_and_keep, measure_if_needed
 
 PRESETS = {"demo": 4, "shakespeare_char": 8, "tiny": 1, "small": 1}
-"""Preset → micro batches of a step, so that a step takes long enough to be timed, and no minutes."""
+"""Preset → micro batches of a step, chosen so that a step takes long enough to be timed, but not minutes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", type=names_of(PRESETS), default=list(PRESETS), metavar="NAMES")
     parser.add_argument("--precisions", type=names_of(dict.fromkeys(MEASURED)), default=list(MEASURED), metavar="NAMES")
-    parser.add_argument("--steps", type=at_least(2), default=5, help="steps of each, of which the quickest counts [5]")
+    parser.add_argument("--steps", type=at_least(2), default=5, help="steps of each; the fastest counts [5]")
     parser.add_argument("--patience", type=at_least(0), default=60, help="seconds to wait for an idle machine [60]")
-    parser.add_argument("--measure", action="store_true", help="measure the processor's rates anew")
+    parser.add_argument("--measure", action="store_true", help="measure the processor's rates again")
     parser.add_argument("--json", action="store_true", help="print one object a line instead of the table")
     arguments = parser.parse_args(argv)
     world = World.join("cpu")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(preset: str, precision: str, steps: int, world: World) -> dict[str, Any]:
-    """Plan and train some steps of a preset; returns the tokens per second of both, and the machine's load meanwhile."""
+    """Plan and train some steps of a preset; return both tokens per second, and the machine's load during the steps."""
     run = resolve(preset=preset)
     model, micro = run.model, run.train.micro_batch
     flags: dict[str, Any] = {
@@ -95,7 +95,7 @@ def compare(preset: str, precision: str, steps: int, world: World) -> dict[str, 
 
 
 def _wait(patience: int) -> None:
-    """Wait until the machine is idle, or patience ends; not for a single thread."""
+    """Wait until the machine is idle, or patience ends. With a single thread, do not wait."""
     end = time.monotonic() + patience
     while torch.get_num_threads() > 1 and is_busy() and time.monotonic() < end:
         time.sleep(2)

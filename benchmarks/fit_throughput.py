@@ -1,14 +1,14 @@
 """Fits the planner's time model to published runs, and measures how well it predicts trainers that it has not seen.
 
-``python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv`` prints every figure: the fitted
-numbers, which ``scalegpt/planner/time/rates.py`` holds; the errors of each trainer's runs, predicted with numbers that were
-fitted without any of its runs; the range that follows from them; and which rows were left out, by which rule.
+``python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv`` prints every figure: the
+fitted numbers, which ``scalegpt/planner/time/rates.py`` contains; the errors for each trainer's runs, predicted with
+numbers that were fitted without them; the range that follows from these errors; and the rows that were left out, with
+the rule for each.
 
-Eight numbers are fitted, each with a unit and a meaning, and for each trainer one efficiency: its speed relative to the
-model. Efficiencies are drawn to 1, by :data:`TRAINERS_SPREAD`, so that the numbers describe the typical trainer. A trainer
-that is left out has the efficiency 1; so has our own, which nobody has measured.
-The fit is least squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping), with a prior for each
-number.
+Eight numbers are fitted, each with a unit and a meaning, and one efficiency for each trainer: its speed relative to the
+model. A prior keeps efficiencies near 1 (:data:`TRAINERS_SPREAD`), so that the numbers describe the typical trainer. A
+trainer that is left out has the efficiency 1, and so has our own trainer, which nobody has measured. The fit is least
+squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping), with a prior for each number.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from scalegpt.planner.time.rates import SHARES, Rates, Shares
 
 
 class Prior(NamedTuple):
-    """What is known of a number before the fit: its value, and the spread of the logarithm around it.
+    """What is known about a number before the fit: its value, and the spread of its logarithm.
 
     Attributes:
         value: the expected value.
@@ -60,10 +60,11 @@ WITHOUT = {
     "host time (DISPATCH)": {**PRIORS, "dispatch": Prior(1e-12, 1e-3, "no host time")},
     "interference": {**PRIORS, "interference": Prior(1e-6, 1e-3, "no interference")},
 }
-"""A term that is left out of the model → the priors that leave it out."""
+"""A term of the model → the priors with which it is left out."""
 
 ROW_SPREAD = 0.07
-"""Standard deviation that the fit assumes for the logarithm of a run's error: of what the model cannot know of one run."""
+"""Standard deviation that the fit assumes for the logarithm of a run's error, which covers all that the model does not
+know."""
 
 OUTLIER = 2.0
 """Errors of more than this many standard deviations count linearly, not squared (the pseudo-Huber loss)."""
@@ -73,7 +74,7 @@ TRAINERS_SPREAD = 0.2
 
 FOLDS, SEED = 10, 0
 INSIDE = 0.90
-"""The share of the runs of one more trainer that a range is to hold."""
+"""The share of a new trainer's runs that a range is meant to contain."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -86,7 +87,7 @@ class Fit:
     efficiency: Mapping[str, float] = field(default_factory=dict)
 
     def predicted(self, run: PublishedRun) -> float:
-        """Predicted tokens per second of each card; a trainer that was not fitted has the efficiency 1."""
+        """Predicted tokens per second of each card. A trainer that was not fitted has the efficiency 1."""
         card, numbers = run.machine.card, self.numbers
         assert card is not None
         shares = shares_of(numbers, card.capability)
@@ -100,7 +101,7 @@ class Fit:
 
 
 def shares_of(numbers: Mapping[str, float], capability: str) -> Shares:
-    """The shares for a compute capability with these numbers; where none is fitted, the planner's own."""
+    """The shares for a compute capability with these numbers; shares that are not fitted are the planner's own."""
     known = SHARES[capability]
     return replace(
         known,
@@ -176,7 +177,7 @@ def leave_out(runs: Sequence[PublishedRun], priors: Mapping[str, Prior] = PRIORS
 
 
 class Range(NamedTuple):
-    """The slowest and the fastest speed that a range holds, relative to the predicted one."""
+    """The slowest and the fastest speed of a range, relative to the prediction."""
 
     slowest: float
     fastest: float
@@ -187,10 +188,10 @@ class Range(NamedTuple):
 
 
 def range_of(runs: Sequence[PublishedRun], errors: Sequence[float]) -> Range:
-    """The range that is to hold the speeds of one more trainer, from the errors of trainers that were left out of the fit.
+    """The range for the speeds of a new trainer, from the errors of trainers that were left out of the fit.
 
-    It is the prediction interval of a normal distribution of log(measured ÷ predicted). Its variance is that of the trainers'
-    means, and within the trainers. Each trainer counts alike, however many runs it published.
+    It is the prediction interval of a normal distribution of log(measured ÷ predicted). The variance is that between
+    the trainers' means plus that within the trainers. Each trainer has the same weight, however many runs it published.
     """
     logs: dict[str, list[float]] = defaultdict(list)
     for run, error in zip(runs, errors, strict=True):
@@ -203,7 +204,7 @@ def range_of(runs: Sequence[PublishedRun], errors: Sequence[float]) -> Range:
 
 
 def held_by_ranges_of_others(runs: Sequence[PublishedRun], errors: Sequence[float]) -> float:
-    """The share of the runs that lie in a range made without any run of their trainer."""
+    """The share of the runs in ranges that were made without their own trainer's runs."""
     held = 0
     for name in {run.trainer.name for run in runs}:
         others = [(run, error) for run, error in zip(runs, errors, strict=True) if run.trainer.name != name]

@@ -1,4 +1,4 @@
-"""Writes the tables in the documents that are made from the presets, the catalogue and the planner.
+"""Writes those tables in the documents that are made from the presets, the catalogue and the planner.
 
 ``python benchmarks/generate_tables.py`` rewrites the text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` in the
 Markdown files. ``--check`` changes nothing; if files are stale, it names them and exits with status 1. The tables on the fit
@@ -64,7 +64,7 @@ def names_in(text: str) -> list[str]:
 
 
 def rewritten(text: str, tables: Mapping[str, Table]) -> str:
-    """The text of a document with its tables generated anew. Tables of :data:`OF_PUBLISHED_RUNS` that ``tables`` lacks stay.
+    """The text of a document with new tables. Tables of :data:`OF_PUBLISHED_RUNS` that ``tables`` lacks are kept.
 
     Args:
         text: the document.
@@ -85,7 +85,7 @@ def rewritten(text: str, tables: Mapping[str, Table]) -> str:
 
 
 def stale(tables: Mapping[str, Table], root: Path = ROOT) -> Iterator[tuple[Path, str]]:
-    """The documents whose tables are not current, each with the text that it should have."""
+    """The documents with outdated tables, each with the text that it should have."""
     for name in DOCUMENTS:
         path = root / name
         text = path.read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def stale(tables: Mapping[str, Table], root: Path = ROOT) -> Iterator[tuple[Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the tables or check them; returns 1 if a check finds a stale table, else 0."""
+    """Rewrite the tables or check them. Return 1 if a check finds an outdated table, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; name stale files and exit 1")
     parser.add_argument(

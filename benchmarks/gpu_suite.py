@@ -1,4 +1,4 @@
-"""Measures on a CUDA card what the planner predicts, within a number of minutes.
+"""Measures on a CUDA card what the planner predicts, within a given number of minutes.
 
 python benchmarks/gpu_suite.py all --minutes 8     all four parts, in this order
 python benchmarks/gpu_suite.py smoke               every backend, recompute, attention, loss, optimizer; save, resume, sample
@@ -7,10 +7,10 @@ python benchmarks/gpu_suite.py speed               tokens/s and MFU beside a nan
 python benchmarks/gpu_suite.py choice              the planner's choices on emulated cards of 12, 24 and 40 GB
 python benchmarks/gpu_suite.py all --dry           the same rows with tiny models on the CPU, to see that every row runs
 
-A child process measures the rows. If it crashes, hangs, or reports a fatal error, a new one takes the next row. A part that
-ends early leaves its minutes to later parts. The results are written after every row, as JSON and as Markdown, to files in
-benchmarks/results/ that are named by date and card. Files of earlier runs are never replaced. A dry run writes to a temporary
-folder.
+A child process measures the rows. If it crashes, hangs, or reports a fatal error, a new process takes the next row. A
+part that ends early leaves its remaining minutes to later parts. The results are written after every row, as JSON and
+as Markdown, to files in benchmarks/results/ that are named by date and card. Files of earlier runs are never replaced.
+A dry run writes to a temporary folder.
 
 Exit status: 0 done, 1 a row failed, 2 bad arguments, 3 there is no CUDA device, 130 interrupted.
 """
@@ -45,7 +45,7 @@ from scalegpt.storage import write_atomic
 DONE, FAILED, BAD_INPUT, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 130
 
 SHARES = {"smoke": 0.125, "plan": 0.35, "speed": 0.65, "choice": 1.0}
-"""Part → the share of the remaining time that it may use; of 8 minutes, smoke may use one."""
+"""Part → the share of the remaining time that it may use: of 8 minutes, smoke may use one."""
 
 
 def device_bench(mode: str) -> Any:
@@ -56,7 +56,7 @@ def device_bench(mode: str) -> Any:
 
 
 def rows_within(part: Part, take: Callable[[Row], Values], seconds: float) -> Iterator[tuple[Row, Values]]:
-    """The rows of a part and their answers. No row is begun after ``seconds``."""
+    """The rows of a part and their answers. No row begins after ``seconds``."""
     end = time.monotonic() + seconds
     try:
         row = next(part)
@@ -88,7 +88,7 @@ def software() -> Values:
 
 
 def free_path(folder: Path, suite: str, card: str) -> Path:
-    """The path of a new JSON file, such as ``all_2026-11-25_NVIDIA-H200_1.json``; creates the folder."""
+    """The path of a new JSON file, for example ``all_2026-11-25_NVIDIA-H200_1.json``. Creates the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = "_".join([suite, datetime.now(UTC).date().isoformat(), "-".join(re.findall("[A-Za-z0-9.]+", card))])
     number = 1
@@ -98,10 +98,10 @@ def free_path(folder: Path, suite: str, card: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the parts that the arguments name; returns the exit status."""
+    """Run the parts that the arguments name, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=("all", *PARTS))
-    parser.add_argument("--minutes", type=above_zero, default=8.0, help="how long all may take [8]")
+    parser.add_argument("--minutes", type=above_zero, default=8.0, help="how long all rows together may take [8]")
     parser.add_argument("--only", type=pattern, help="only rows whose name matches this regular expression")
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU: does every row run?")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where to write [benchmarks/results]")
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace, runner: Runner) -> int:
-    """Measure the rows of each part, and write the results after each row; returns the exit status."""
+    """Measure the rows of each part, write the results after each row, and return the exit status."""
     machine, card = runner.greeting.pop("machine"), runner.greeting["card"]
     folder = given.results or (Path(tempfile.mkdtemp()) if given.dry else ROOT / "benchmarks" / "results")
     path = free_path(folder, given.suite, card)

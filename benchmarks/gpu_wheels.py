@@ -1,4 +1,4 @@
-"""Makes the wheels that a bare GPU machine lacks, and tests that the GPU suite starts with them.
+"""Makes the wheels that a new GPU machine lacks, and tests that the GPU suite starts with them.
 
 python benchmarks/gpu_wheels.py              makes wheels for Python 3.12 on Linux in .whl/, which git ignores; tests them
 python benchmarks/gpu_wheels.py --no_proof   only makes the wheels
@@ -47,7 +47,7 @@ PROVED = "^imports|^train, save|^deepspeed"
 def pip(*words: str) -> None:
     """Run pip without dependencies.
 
-    DeepSpeed's extensions are not built now, but when they are used. Build constraints are removed, since a build without
+    DeepSpeed's extensions are built later, when they are used. Build constraints are removed, since a build without
     isolation does not accept them.
     """
     environment = {key: value for key, value in os.environ.items() if key != "PIP_BUILD_CONSTRAINT"}
@@ -56,7 +56,7 @@ def pip(*words: str) -> None:
 
 
 def make_wheels() -> None:
-    """Delete the wheels in :data:`WHEELS`, and make all of them anew."""
+    """Delete the wheels in :data:`WHEELS`, and make all of them again."""
     WHEELS.mkdir(exist_ok=True)
     for old in WHEELS.glob("*.whl"):
         old.unlink()
@@ -87,7 +87,7 @@ def link(distributions: dict[str, Distribution], site: Path) -> None:
 
 
 def prove() -> int:
-    """Run some rows of the suite in a virtual environment with only these wheels; returns the suite's exit status."""
+    """Run some rows of the suite in a virtual environment with only these wheels; return the suite's exit status."""
     pinned = ["{}=={}".format(*parse_wheel_filename(wheel.name)[:2]) for wheel in sorted(WHEELS.glob("*.whl"))]
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder)
@@ -99,7 +99,7 @@ def prove() -> int:
 
 
 def main() -> int:
-    """Make the wheels, list them, and test them unless ``--no_proof`` is given; returns the exit status."""
+    """Make the wheels, list them, and test them unless ``--no_proof`` is given; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no_proof", action="store_true", help="only make the wheels")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
 """Measures the time that the host needs to start a kernel: Python, modules, the dispatcher, autograd.
 
-``python benchmarks/host_time.py`` runs steps of a GPT so small that computing takes no time, on one core, eager and compiled,
-and divides the time of a block by the number of kernels that the planner counts for it. On a GPU the host does the same work,
-and the driver's launch comes on top. ``scalegpt/planner/time/rates.py`` has the time of an eager kernel, which is fitted to
-published runs and starts from this measurement, and that of a compiled one as a share of it.
+``python benchmarks/host_time.py`` runs steps of a tiny GPT, in which computing takes almost no time, on one core, eager
+and compiled. It divides the time of a block by the number of kernels that the planner counts for it. On a GPU the host
+does the same work, and in addition the driver launches the kernel. This measurement is the starting point from which
+``DISPATCH`` in ``scalegpt/planner/time/rates.py`` is fitted to published runs.
 """
 
 import sys
@@ -19,13 +19,13 @@ from scalegpt.model.gpt import GPT
 from scalegpt.planner.time.step_time import StepWork
 
 FEW, MANY = 4, 20
-"""Numbers of blocks; the difference of their times is that of the blocks between."""
+"""Two numbers of blocks. The difference of their times is the time of the additional blocks."""
 STEPS, ROUNDS = 20, 8
 KINDS = ("eager", "compiled")
 
 
 class _Steps:
-    """Steps of a model with some number of blocks."""
+    """Steps of a model with a given number of blocks."""
 
     def __init__(self, layers: int, *, compiled: bool) -> None:
         shape = {"n_layer": layers, "n_embd": 64, "n_head": 4, "block_size": 8, "vocab_size": 64, "bias": True}
@@ -39,7 +39,7 @@ class _Steps:
         self.seconds()
 
     def seconds(self) -> float:
-        """Seconds of the processor for a forward and a backward pass: the least of some, since other processes disturb."""
+        """Processor seconds of a forward and a backward pass: the least of several, since other processes disturb."""
         taken = []
         for _ in range(STEPS):
             start = time.process_time()
@@ -51,7 +51,7 @@ class _Steps:
 
 
 def main() -> None:
-    """Measure in turns, and print microseconds per kernel."""
+    """Measure both forms in turns, and print microseconds per kernel."""
     torch.set_num_threads(1)
     steps = {(layers, kind): _Steps(layers, compiled=kind == "compiled") for layers in (FEW, MANY) for kind in KINDS}
     best = {name: min(each.seconds() for _ in range(ROUNDS)) for name, each in steps.items()}

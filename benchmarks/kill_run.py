@@ -3,11 +3,11 @@
 python benchmarks/kill_run.py --kills 20                      (from the repository's root; on the CPU)
 python benchmarks/kill_run.py --kills 200 --layout zero2 --folder /tmp/kills --pause_after 50
 
-It trains a tiny model on two ranks under ``torchrun --max-restarts 3``, with a checkpoint every two steps. SIGKILL is sent to
-a rank, to the launcher, or to all of them: while they start, during steps, or while a checkpoint is written. If the launcher
-does not restart the ranks, the identical command is started again. After the last kill the run finishes. Its losses, one per
-step, and its weights must be bit for bit those of an undisturbed run. No kill may lose a checkpoint, and no rank may end
-without being killed.
+It trains a tiny model on two ranks under ``torchrun --max-restarts 3``, with a checkpoint every two steps. SIGKILL is
+sent to a rank, to the launcher, or to all of them: while they start, during steps, or while a checkpoint is written. If
+the launcher does not restart the ranks, the identical command is started again. After the last kill the run finishes.
+The losses of its steps and its weights must equal those of an undisturbed run bit for bit. No kill may lose a
+checkpoint, and no rank may end unless it is killed.
 
 With --folder everything is kept, and the same command resumes after a pause or an interruption. The moments and victims of
 the kills are drawn from the seed and the number of the kill; their exact steps also depend on the machine's speed. The last
@@ -35,7 +35,7 @@ from scalegpt.checkpoint.store import step_of
 from scalegpt.storage import write_atomic
 
 MOST_STEPS = 8
-"""The most steps between a start and the next kill; the length of the run is set so that it outlasts all kills."""
+"""The most steps between a start and the next kill. The run is long enough to outlast all kills."""
 
 STARTING, STEPPING, SAVING = "starting", "in steps", "saving"
 MOMENTS = {STARTING: 0.2, STEPPING: 0.4, SAVING: 0.4}
@@ -51,8 +51,8 @@ class Tally:
         seed: the seed from which moments and victims are drawn.
         layout: a key of :data:`LAYOUTS`.
         steps: the number of steps of the whole run.
-        moments: moment, what the run was doing → number of kills.
-        victims: victim, what was killed → number of kills.
+        moments: what the run was doing at the moment of the kill → number of kills.
+        victims: what was killed → number of kills.
         starts: how often the command was started.
         restarts: how often the launcher restarted the ranks.
         seconds: seconds that all kills took, with the starts and steps between them.
@@ -127,10 +127,10 @@ class Killer:
         tally.newest = step
         print(f"kill {tally.kills}: {victim}, {moment}, at step {run.last_step()}", flush=True)
         if victim in {"launcher", "all"}:
-            wait_until(lambda: not any(run.processes()), "the end of the ranks whose launcher was killed")
+            wait_until(lambda: not any(run.processes()), "the ranks whose launcher was killed have not ended")
 
     def _next_ranks(self) -> dict[int, psutil.Process]:
-        """Wait for both ranks to live again, and return them by rank; if the launcher has ended, start the command."""
+        """Wait until both ranks live again, and return them by rank. If the launcher has ended, start the command."""
         ranks: dict[int, psutil.Process] = {}
 
         def are_there() -> bool:
@@ -197,14 +197,14 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = 0.05) -> N
 
 
 def main() -> int:
-    """Kill the run repeatedly, let it finish, and compare it with an undisturbed run; returns the exit status."""
+    """Kill the run repeatedly, let it finish, and compare it with an undisturbed run; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=at_least(1), default=20, help="number of kills [20]")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments and victims [1]")
     parser.add_argument(
-        "--layout", choices=LAYOUTS, default="fsdp2", help="layout, and the shape if not GPT-2's [fsdp2]"
+        "--layout", choices=LAYOUTS, default="fsdp2", help="layout, and the model's shape if it is not GPT-2's [fsdp2]"
     )
-    parser.add_argument("--folder", type=Path, help="where everything is kept [a temporary folder]")
+    parser.add_argument("--folder", type=Path, help="folder for all files [a temporary folder]")
     parser.add_argument("--pause_after", type=at_least(1), help="pause after N more kills; the same command resumes")
     arguments = parser.parse_args()
     if arguments.folder is not None:
@@ -214,7 +214,7 @@ def main() -> int:
 
 
 def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
-    """Make the kills up to the pause that was asked for, or all of them and the comparison; returns the exit status."""
+    """Make the kills up to the requested pause, or all of them and the comparison; return the exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "kills.json"
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
@@ -237,7 +237,7 @@ def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def report(run: Run, undisturbed: Run, tally: Tally, kills: int) -> int:
-    """Compare the killed run with the undisturbed one and print the result as JSON; returns the exit status."""
+    """Compare the killed run with the undisturbed run, print the result as JSON, and return the exit status."""
     if "is damaged" in (run.folder / "output.txt").read_text(errors="replace"):
         tally.failures.append("a checkpoint was found damaged; see output.txt")
     if tally.kills < kills:

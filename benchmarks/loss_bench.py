@@ -1,4 +1,4 @@
-"""Times each loss by itself, forward and backward: full logits, chunked, and torch's fused loss where torch has one.
+"""Times each loss by itself, forward and backward: full logits, chunked, and torch's fused loss if torch has one.
 
 python benchmarks/loss_bench.py                                 (B 4, T 1,024, V 50,304, H 192; from the repository's root)
 python benchmarks/loss_bench.py --hidden 768 --tokens 8192 --chunks 512,2048 --device cuda --dtype bf16
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def race(losses: dict[str, Loss], tensors: tuple[Tensor, Tensor, Tensor], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each loss in each counted round; one round before them does not count.
+    """Seconds of each loss in each counted round, after one round that does not count.
 
     Args:
         losses: name → loss; every round takes each of them once.

@@ -1,9 +1,9 @@
 """Measures how long the planner takes, for one ``scalegpt plan`` and for twelve presets on every card of the catalogue.
 
-``python benchmarks/plan_speed.py`` prints both times, and the memory that planning the presets takes. The twelve presets are
-those of GPT-2's shape, so that a time can be compared with earlier ones. Each measurement runs in processes of its own with
-cached bytecode, as an installed package has it. CPU time is printed beside wall-clock time, since other load on the machine
-disturbs it less.
+``python benchmarks/plan_speed.py`` prints both times, and the memory that planning the presets takes. The twelve
+presets have GPT-2's shape, so that times can be compared with earlier ones. Each measurement runs in its own processes
+with cached bytecode, like an installed package. CPU time is printed beside wall-clock time, since other load on the
+machine disturbs it less.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COUNTS = ((1, 1), (8, 1), (8, 8))
 
 
 def sweep() -> tuple[int, int]:
-    """Plan the twelve presets on 1, 8 and 64 of every card of the catalogue; the number of plans, and how many fit."""
+    """Plan the twelve presets on 1, 8 and 64 of every card; return the number of plans, and how many of them fit."""
     from scalegpt.config.presets import preset_names, resolve
     from scalegpt.hardware.gpus import catalogue
     from scalegpt.hardware.machine import Machine
@@ -43,7 +43,7 @@ def sweep() -> tuple[int, int]:
 
 
 def measured(words: tuple[str, ...], bytecode: str) -> tuple[float, float, str]:
-    """Run Python in a process of its own.
+    """Run Python in a new process.
 
     Returns:
         Seconds of wall-clock time, seconds of CPU time, and the process's standard output.
@@ -57,7 +57,7 @@ def measured(words: tuple[str, ...], bytecode: str) -> tuple[float, float, str]:
 
 
 def main() -> None:
-    """Measure both and print the times; with ``--sweep`` only plan the presets, in this process."""
+    """Measure both and print the times. With ``--sweep``, only plan the presets in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15, help="runs of the command, of which the median is printed")
     parser.add_argument("--sweep", action="store_true", help="only sweep the catalogue, in this process")

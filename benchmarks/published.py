@@ -1,12 +1,12 @@
-"""Published runs of other trainers: what they measured, and what the planner predicts for them.
+"""Published runs of other trainers: their measurements, and the planner's predictions for them.
 
 Two files hold them. ``published_runs.csv`` is the table of MosaicML llm-foundry's benchmarks
 (github.com/mosaicml/llm-foundry, scripts/train/benchmarking/README.md). ``published_runs_other_trainers.csv`` has runs of
 other trainers; its column ``source`` says where each is published. :mod:`benchmarks.trainers` says how each trainer differs
 from ours.
 
-:meth:`PublishedRun.predicted` predicts the speed in the trainer that was measured, :attr:`PublishedRun.total_bytes` the
-memory, and :attr:`PublishedRun.plan` plans the same run in our trainer.
+:meth:`PublishedRun.predicted` predicts the speed in the trainer that was measured, and :attr:`PublishedRun.total_bytes`
+its memory. :attr:`PublishedRun.plan` plans the same run in our trainer.
 """
 
 import csv
@@ -38,7 +38,7 @@ FUSED_LOSS_BYTES = 12
 logit is written by the head, read once, read and overwritten by its gradient, and the gradient is read by two matmuls."""
 
 FUSED_LOSS_MEMORY = 4
-"""Bytes per logit that are alive at once if the loss is fused: the logits and their gradient, in half precision."""
+"""Bytes per logit that are live at the same time if the loss is fused: the logits and their gradient, in half precision."""
 
 SCORES_MOVED = 13, 19
 """Bytes moved per attention score in half precision, forward and backward, if one kernel scales, masks and takes the softmax.
@@ -54,15 +54,15 @@ class PublishedRun:
     """A row of the tables.
 
     Attributes:
-        trainer: the trainer that ran it.
+        trainer: the trainer of the run.
         model: the model's name in the table.
-        run: the model and its settings, as our trainer would run them.
-        machine: the machine that it ran on.
+        run: the model and its settings, in the form of our trainer.
+        machine: the machine of the run.
         batch: how its step was divided.
-        recomputed: the share of full recompute that it computes again, where our settings have no such kind.
+        recomputed: the share of full recompute, if our settings have no such kind of recompute.
         tokens_per_second: measured tokens per second of each card.
         peak_gib: measured peak of the memory, GiB; None: not given.
-        peak_kind: how that was measured.
+        peak_kind: how ``peak_gib`` was measured.
     """
 
     trainer: Trainer
@@ -125,16 +125,17 @@ class PublishedRun:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """Predicted peak of the allocated bytes with its own trainer's states and loss."""
+        """Predicted peak of the allocated bytes, with the states and the loss of the run's own trainer."""
         if self.recomputed == 1:
             return self._peak(self.run.train.recompute)
         kept, again = self._peak("none"), self._peak("full")
         return int(kept + self.recomputed * (again - kept))
 
     def _peak(self, recompute: str) -> int:
-        """The peak with this recompute: of our plan, with what the trainer's loss, scores and states take instead.
+        """The peak with this recompute: that of our plan, with the memory of the trainer's own loss, scores and states.
 
-        A chunk of few tokens leaves next to nothing of our chunked loss; a fused loss is added to the phases of the loss.
+        Our chunked loss is planned with a chunk of few tokens, which takes almost no memory. A fused loss is then added
+        to the phases of the loss.
         """
         model, trainer, fused = self.run.model, self.trainer, self.trainer.loss == FUSED
         plan = self._plan(recompute=recompute, **({"loss": "chunked", "loss_chunk": 64} if fused else {"loss": "full"}))
@@ -148,7 +149,7 @@ class PublishedRun:
 
     @property
     def total_bytes(self) -> int:
-        """Predicted bytes of each card that the run takes with its own trainer's states and loss."""
+        """Predicted bytes that the run takes on each card, with the states and the loss of its own trainer."""
         return self.plan.overheads.total_bytes(self.peak_bytes, self.plan.host_bytes)
 
     @property
@@ -159,7 +160,7 @@ class PublishedRun:
 
 
 def fused_loss(run: RunConfig) -> Load:
-    """The load of head and cross entropy for a micro batch, forward and backward, if they are fused and in place."""
+    """The load of a fused, in-place head and cross entropy for a micro batch, forward and backward."""
     model = run.model
     tokens = float(run.train.micro_batch * model.block_size)
     logits, head = tokens * model.vocab_size, float(model.vocab_size * model.n_embd)
@@ -168,10 +169,10 @@ def fused_loss(run: RunConfig) -> Load:
 
 
 def attention_with_scores(run: RunConfig) -> tuple[Load, Load]:
-    """The loads, forward and backward, of attention whose scores are in memory, beside those of a fused kernel's traffic.
+    """The loads, forward and backward, that attention with scores in memory adds to the traffic of a fused kernel.
 
-    Of the matmuls [T, D] · [D, T] and [T, T] · [T, D] a pass has one each, the backward pass two each. Nothing is skipped for
-    being masked. Full recompute runs the forward pass again.
+    The forward pass has one matmul [T, D] · [D, T] and one [T, T] · [T, D], the backward pass two of each. Masked
+    scores are computed too. Full recompute runs the forward pass again.
     """
     model = run.model
     scores = float(run.train.micro_batch * model.n_head * model.block_size**2 * model.n_layer)
@@ -192,12 +193,12 @@ def _scaled_bytes(load: Load, factor: float) -> Load:
 
 
 def read_published(path: Path) -> list[PublishedRun]:
-    """The runs of llm-foundry's table, a CSV file, without those whose matmuls are in fp8, which the planner cannot plan."""
+    """The runs of llm-foundry's table (a CSV file), without fp8 matmuls, which the planner cannot plan."""
     return [_of_foundry(row) for row in _rows(path) if "fp8" not in row["precision"]]
 
 
 def read_others(path: Path) -> tuple[list[PublishedRun], dict[str, list[str]]]:
-    """The runs of the table of other trainers, a CSV file; and reason → the rows that are left out for it."""
+    """The runs of the table of other trainers (a CSV file), and a map from each reason to the rows that it leaves out."""
     runs, left = list[PublishedRun](), dict[str, list[str]]()
     for row in _rows(path):
         reason = next((rule.reason for rule in UNFIT if rule.holds(row)), None)

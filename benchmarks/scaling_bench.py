@@ -3,12 +3,13 @@
 python benchmarks/scaling_bench.py                                       (from the repository's root)
 python benchmarks/scaling_bench.py --parts ranks --rounds 3 --json scaling.json
 
-Every part varies one setting of the preset tiny (L4 H192 V50304, T 256, micro batch 4), with one micro batch per step. Only
-``ranks`` uses the preset's own step of 32,768 tokens, in one process and on two ranks with each stage. Each row runs
-``step_bench.py`` in a process of its own. In each round every row of a part runs once; rows are compared by the median, over
-rounds, of their median step times. FLOPs are the model's, 6·P + 12·L·H·T per token. The bytes sent are the planner's, which
-``tests/oracle/test_communication.py`` compares with real collectives. On two cores a round of ``ranks`` takes two minutes,
-and a round of all other parts takes three. A part's table is printed when the part is done.
+Every part varies one setting of the preset tiny (L4 H192 V50304, T 256, micro batch 4), with one micro batch per step.
+Only ``ranks`` uses the preset's own step of 32,768 tokens, in one process and on two ranks with each stage. Each row
+runs ``step_bench.py`` in a new process. In each round every row of a part runs once. Rows are compared by the median,
+over the rounds, of their median step times. FLOPs are those of the model, 6·P + 12·L·H·T per token. The bytes sent are
+predicted by the planner; ``tests/oracle/test_communication.py`` compares them with real collectives. On two cores a
+round of ``ranks`` takes two minutes, and a round of all other parts takes three. A part's table is printed when the
+part is done.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def context() -> Iterator[Row]:
 
 
 def batch() -> Iterator[Row]:
-    """Rows with different micro batches, and so different numbers of tokens per step."""
+    """Rows with different micro batches, and therefore different numbers of tokens per step."""
     for each in (1, 2, 4, 8, 16):
         yield Row(f"B {each}", {"micro_batch": each, "tokens_per_step": each * BASE["block_size"]})
 
@@ -110,7 +111,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=at_least(1), default=3, help="processes of each row [3]")
     parser.add_argument("--steps", type=at_least(1), default=4, help="steps of each process that count [4]")
     parser.add_argument(
-        "--precision", default="auto", help="precision of all rows; auto: as the trainer would for tiny's shape"
+        "--precision", default="auto", help="precision of all rows; auto: the trainer's choice for the shape of tiny"
     )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()

@@ -6,8 +6,8 @@ python benchmarks/step_bench.py --preset 350M_1024 --steps 20 --json step.json
 
 Every step is the trainer's own, with real data loading, guards, logging and metrics. The tokens are random unless
 --input_file is given. First whole steps are timed. Then the same number of steps is timed by phase, with a wait for the
-device between the phases. All flags of ``launch/train.py`` are accepted. The times are medians; beside the whole step's
-median are the first and third quartile.
+device between the phases. All flags of ``launch/train.py`` are accepted. The times are medians; for the whole step, the
+first and third quartile are printed too.
 """
 
 import os
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     flags: dict[str, Any], preset: str | None, folder: Path, world: World, steps: int, warmup: int
 ) -> dict[str, Any]:
-    """The results of one configuration as plain values: step times, phases, throughput, memory, and what it ran on."""
+    """The results of one configuration as plain values: step times, phases, throughput, memory, and the device."""
     ours = OurSteps(flags, preset, folder, world)
     try:
         for _ in range(warmup):

@@ -1,9 +1,8 @@
-"""The trainers whose runs are published, as the planner can describe them: one entry each, with the reason for every choice.
+"""The trainers of the published runs, described in the planner's settings: one entry each, with reasons for all choices.
 
-A row of the tables says the shape, the card and the batch. What it cannot say in the planner's settings is here: which of our
-backends sends what the trainer sends, whether its blocks are compiled, how it computes the loss, and in how many bytes it
-keeps and sends states. ``UNFIT`` has the rules by which rows are left out; the output of ``benchmarks/published.py`` lists
-them all.
+A row of the tables gives the shape, the card and the batch. The rest is here: which of our backends communicates as the
+trainer does, whether its blocks are compiled, how it computes the loss, and in how many bytes it stores and sends
+states. ``UNFIT`` has the rules for leaving rows out.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,25 +14,25 @@ from scalegpt.hardware.gpus import Card, find_card
 Row = Mapping[str, str]
 
 FULL, FUSED = "full", "fused"
-"""How a trainer computes the loss. Full: over logits, with fp32 copies, as our full loss. Fused: in place over logits in half
-precision, as special kernels do, and torch's compiler if it sees the whole model."""
+"""How a trainer computes the loss. Full: over logits, with fp32 copies, like our full loss. Fused: in place over
+half-precision logits, as special kernels do, or torch's compiler if it compiles the whole model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """One trainer, as far as its time and memory differ from ours.
+    """One trainer, with the properties in which its time and memory differ from ours.
 
     Attributes:
         name: the trainer's name.
         source: the beginning of the column ``source`` of its rows.
-        settings: our settings that come nearest to its own.
-        why: why these settings, a sentence each.
-        compiled: whether blocks are compiled, or fused as much by hand, where the row does not say it.
+        settings: our settings that are closest to its own.
+        why: the reasons for these settings, a sentence each.
+        compiled: whether blocks are compiled, or fused by hand to the same degree, if the row does not say it.
         loss: how it computes the loss.
         scores: whether attention keeps its scores, in half precision, and has one kernel for scale, mask and softmax.
-        block_kernels: kernels of one of its blocks in eager mode, forward and backward; None: as many as ours has.
-        state_bytes: bytes per parameter of weights, gradients and optimizer state; ours have 16.
-        sent_bytes: bytes per element of the gradients that it sends; ours have 4.
+        block_kernels: kernels of one of its blocks in eager mode, forward and backward; None: as many as in our blocks.
+        state_bytes: bytes per parameter of weights, gradients and optimizer state; ours has 16.
+        sent_bytes: bytes per element of the gradients that it sends; ours sends 4.
         gpus: cards in each of its machines.
         network_gbps: the network of each machine, Gbit/s; None: that of :data:`NETWORK_GBPS`.
         exceptions: a part of ``source`` → settings of the rows that have it.
@@ -177,7 +176,7 @@ def trainer_of(source: str) -> Trainer:
     """The trainer of a row with this ``source``.
 
     Raises:
-        KeyError: no trainer is known by it.
+        KeyError: no trainer has this source.
     """
     for trainer in TRAINERS:
         if source.startswith(trainer.source):
@@ -201,13 +200,13 @@ CARDS: Mapping[str, Card] = {
 """The column ``gpu_type`` → the card."""
 
 NETWORK_GBPS = {"7.0": 800.0, "8.0": 1600.0, "9.0": 3200.0}
-"""Compute capability → network of a machine with 8 cards, Gbit/s: published for the A100; for the H100 an adapter of 400
-Gbit/s per card is assumed."""
+"""Compute capability → network of a machine with 8 cards, Gbit/s. It is published for the A100; for the H100 an adapter
+of 400 Gbit/s per card is assumed."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by which rows are left out: a sentence, and the test of a row."""
+    """A rule for leaving rows out: a sentence, and a test of a row."""
 
     reason: str
     holds: Callable[[Row], bool] = field(compare=False)
@@ -228,4 +227,5 @@ UNFIT = (
     Rule("the micro batch is not given", lambda row: not row["micro_batch"]),
     Rule("no tokens per second are given", lambda row: not row["tokens_per_s_per_gpu"]),
 )  # fmt: skip
-"""The rules, in order: the first that holds counts. The logs of modded-nanogpt say which run has which optimizer."""
+"""The rules, in order; the first that applies to a row counts. The logs of modded-nanogpt say which run has which
+optimizer."""

@@ -4,8 +4,8 @@ pip install datatrove
 python examples/datatrove_tokens.py JSONL_FOLDER my_tokenizer/tokenizer.json tokens
 scalegpt train --preset small --input_file tokens
 
-Each line is an object with a "text". On a cluster, give the same steps to datatrove's SlurmPipelineExecutor. END_OF_TEXT is put
-after each document, in place of what the tokenizer's post-processor adds.
+Each line is an object with a "text". On a cluster, give the same steps to datatrove's SlurmPipelineExecutor. END_OF_TEXT is
+put after each document, in place of what the tokenizer's post-processor adds.
 """
 
 import sys

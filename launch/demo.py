@@ -9,7 +9,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = ("--max_minutes", "3")
-"""Flags that end the training after three minutes, also on a slow machine."""
+"""Flags that end the training after three minutes, even on a slow machine."""
 
 
 def library_sources() -> list[str]:
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def launcher() -> list[str]:
-    """The words that start the training script: Python for a CPU or one GPU, torchrun for several GPUs."""
+    """The beginning of the training command: Python for a CPU or one GPU, torchrun for several GPUs."""
     gpus = torch.cuda.device_count()
     if gpus < 2:
         return [sys.executable]
@@ -51,7 +51,10 @@ def launcher() -> list[str]:
 
 
 def layout() -> list[str]:
-    """The flags of the layout: for several GPUs, FSDP2 without sharding, since the model is small; else none."""
+    """The flags of the layout.
+
+    Several GPUs use FSDP2 without sharding, since the model is small; otherwise there are none.
+    """
     return ["--backend", "fsdp", "--zero_stage", "0"] if torch.cuda.device_count() > 1 else []
 
 

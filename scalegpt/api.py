@@ -38,7 +38,9 @@ def plan(
     trace: bool = False,
     **settings: Any,
 ) -> Answer:
-    """Choose the fastest way to train a model that fits a machine, as ``scalegpt plan`` does. Needs no torch, no GPU.
+    """Choose the fastest way to train a model within a machine's memory, as ``scalegpt plan`` does.
+
+    Needs neither torch nor a GPU.
 
     Examples:
         >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
@@ -46,28 +48,28 @@ def plan(
 
     Args:
         preset: a named configuration, see ``scalegpt presets``.
-        config_file: a JSON or YAML file of a preset's form, instead of a preset.
+        config_file: a JSON or YAML file in the form of a preset, instead of a preset.
         hf: a folder with a Hugging Face model, or its ``config.json``, instead of a preset.
-        gpu: the card, such as ``a100-40gb``; ``cpu``: this processor; None: the GPUs found here, or a card that
+        gpu: the card, for example ``a100-40gb``; ``cpu``: this processor; None: the GPUs found here, or a card that
             ``memory_gb`` describes.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
         nodes: number of machines; None: one.
-        memory_gb: memory to use on each card, in GB of 10⁹ bytes: all of a card without a name, or a part of ``gpu``'s.
-        host_memory_gb: host memory of each machine, in GB of 10⁹ bytes, which offload needs.
+        memory_gb: memory to use on each card, in GB of 10⁹ bytes; without ``gpu``, the memory of a card without a name.
+        host_memory_gb: host memory of each machine, in GB of 10⁹ bytes; offload needs it.
         network_gbps: network of each machine, in Gbit/s in each direction.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
         trace: also run the real step on tensors without data, to compare peaks; this needs torch and takes seconds.
-        settings: any settings of a run, such as ``micro_batch=8``, which the planner keeps. It chooses the settings in
-            :data:`~scalegpt.config.run.PLANNED` that are not given.
+        settings: any settings of a run, for example ``micro_batch=8``. The planner keeps them, and chooses the settings
+            in :data:`~scalegpt.config.run.PLANNED` that are not given.
 
     Returns:
-        The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes`` on each GPU, ``seconds`` of a step,
+        The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes`` of each GPU, ``seconds`` of a step,
         ``tokens_per_second``, ``batch`` and ``run``. ``command()`` is the command that trains it. ``as_dict()`` has the
         values that ``scalegpt plan --json`` prints.
 
     Raises:
-        InputError: a name or a card is unknown, or the settings cannot work.
+        InputError: a name or a card is unknown, or the settings are not valid.
     """
     if preset is config_file is hf is None and settings.keys().isdisjoint({*ModelConfig.settings(), "init_from"}):
         raise InputError("plan() needs a preset, a config_file, hf, or settings of the model such as n_layer=12")
@@ -83,7 +85,7 @@ def plan(
 
 
 def traced(given: Answer) -> Answer:
-    """The answer with the traced peak of each phase, from a run of the trainer's own step on tensors without data.
+    """Add the traced peak of each phase to the answer, from the trainer's own step on tensors without data.
 
     Raises:
         InputError: the backend or the offload cannot be traced.
@@ -121,17 +123,18 @@ def train(
         preset: a named configuration, see ``scalegpt presets``; None: the settings' defaults.
         input_file: a text file, a folder of text, a list of these, or a folder of prepared tokens; several with weights,
             such as ``{"a.txt": 0.7, "b.txt": 0.3}``, are mixed; None: what ``config_file`` names.
-        config_file: a JSON or YAML file of a preset's form, instead of a preset.
+        config_file: a JSON or YAML file in the form of a preset, instead of a preset.
         model_name: the run's folder in ``runs_dir``; None: the preset's name.
         runs_dir: the folder of all runs.
-        device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is a CUDA device.
         fresh: start a new run, in a folder beside that of an earlier run of the same name.
         margin: share of a card's memory that a chosen micro batch leaves free; None: 0.03.
         allow_change: settings that may differ when the run resumes, or ``data``.
         trust_checkpoint: resume from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside.
-        progress: ``auto``: a live line where the output is a terminal; ``plain``: lines alone.
-        settings: any setting of a run, such as ``max_iters=1000``, over the preset's; ``scalegpt train --help`` lists them.
+        progress: ``auto``: a live line where the output is a terminal; ``plain``: plain lines everywhere.
+        settings: any setting of a run, for example ``max_iters=1000``. They override the preset; ``scalegpt train
+            --help`` lists them.
 
     Returns:
         The run's folder, with ``metrics.jsonl``, ``run_status.json`` and ``checkpoints/``.
@@ -189,7 +192,7 @@ def load(
 
     Args:
         run: a run's folder; a checkpoint's folder; or the name of a run in ``runs_dir``.
-        device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is any.
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA if there is a CUDA device.
         precision: the dtype to compute in, ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a CUDA device with bf16
             units, else fp32.
         checkpoint: which checkpoint of the run: ``last``, ``best`` (the lowest held-out loss), or a step.

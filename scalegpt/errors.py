@@ -12,7 +12,7 @@ _MOST_OFFERED, _MOST_LISTED, _LONGEST_WORD = 3, 12, 100
 
 
 class InputError(ValueError):
-    """An option, a file or a combination of them cannot be used. Exit status 2, nothing written."""
+    """An option, a file or a combination of them cannot be used. Exit status 2; nothing was written."""
 
     exit_status = 2
 
@@ -29,7 +29,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
     Args:
         word: the word given.
         known: the words allowed.
-        listed: the command that lists the words allowed; the hint names it if they are too many for a line.
+        listed: the command that lists the allowed words; the hint names it if there are too many words for a line.
 
     Returns:
         ``"; did you mean a, b?"``; if no word is close, ``"; known: …"`` or the command that lists the words.
@@ -49,7 +49,7 @@ def nearest(word: object, known: Iterable[str], listed: str | None = None) -> st
 
 
 def _abbreviates(word: str, name: str) -> bool:
-    """Whether a word abbreviates a name: prefixes of the name's first parts, such as lr or learn for ``learning_rate``."""
+    """Whether a word consists of prefixes of a name's first parts, as ``lr`` or ``learn`` do for ``learning_rate``."""
     letters = "".join(_parts(word))
     return len(letters) > 1 and _begins(letters, _parts(name))
 

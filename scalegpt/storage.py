@@ -1,7 +1,7 @@
 """File operations: bounded reads, retries, free space, atomic and durable writes, locks.
 
-Lustre, some NFS servers, FUSE and FAT lack ``flock``, hard links, or ``fsync`` on folders. The functions here work without
-these operations. A function whose guarantee is then weaker returns the reason, so that the caller can report it.
+Lustre, some NFS servers, FUSE and FAT lack ``flock``, hard links, or ``fsync`` on folders. The functions here work
+without these operations. A function whose guarantee this weakens returns the reason for the caller to report.
 """
 
 import errno
@@ -23,13 +23,13 @@ from scalegpt.text import one_line, shown
 Result = TypeVar("Result")
 
 RETRIED = frozenset({errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT})
-"""Error numbers of network file systems that may be transient; a full disk is not among them."""
+"""Error numbers of network file systems that may be transient. A full disk is not one of them."""
 
 RETRY_SECONDS = (0.5, 2.0)
-"""The wait before the second and before the third attempt."""
+"""Seconds to wait before the second and before the third attempt."""
 
 TEXT_LIMIT = 16 << 20
-"""Bytes of the largest text file that is read whole, unless the caller sets another limit."""
+"""The largest text file that is read whole, in bytes, unless the caller sets another limit."""
 
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # Linux's limits
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -42,7 +42,7 @@ _NO_LINKS = _UNSUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # FAT rais
 
 _TEMPORARY = re.compile(r"\..+\.([0-9]{1,10})(?:-[0-9]+)?\.tmp")
 _CLOCK_SECONDS = 2.0
-"""The tolerance in comparing times of files and of processes: a file server's clock, and times in whole seconds."""
+"""The tolerance, in seconds, when times of files and processes are compared, for example with a file server's clock."""
 
 
 def user_path(text: str) -> str:
@@ -66,7 +66,7 @@ def user_path(text: str) -> str:
 
 
 class DiskError(InputError):
-    """An operation on a path failed; ``problem`` names the operation and the reason, as words that can follow the path."""
+    """An operation on a path failed. ``problem`` says which and why, in words that can follow the path."""
 
     subject, done, advice = "", "used", "check the disk"
 
@@ -76,7 +76,7 @@ class DiskError(InputError):
         self._error = error
 
     def __reduce__(self) -> Any:
-        """Make the error picklable: ranks send each other the errors that they raise."""
+        """Make the error picklable, since ranks send each other the errors that they raise."""
         return type(self), (self.path, self._error)
 
 
@@ -87,7 +87,7 @@ class PlaceError(DiskError):
 
 
 class NotPlainError(InputError):
-    """A pipe, a socket or a device is in the place of a file."""
+    """The path is that of a pipe, a socket or a device, not of a file."""
 
 
 @contextmanager
@@ -107,9 +107,9 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 
 def retried(work: Callable[[], Result]) -> Result:
-    """Call ``work`` and return its result; call it again after an error that may be transient (:data:`RETRIED`).
+    """Call ``work`` and return its result. Call it again after an error that may be transient (:data:`RETRIED`).
 
-    If ``work`` writes a file, each call must write the file from its start: after a failed sync the system drops the
+    If ``work`` writes a file, each call must write the file from its start. After a failed sync the system drops the
     data that it could not write, and a second sync of the same file reports no error.
 
     Raises:
@@ -126,7 +126,7 @@ def retried(work: Callable[[], Result]) -> Result:
 
 
 def open_plain(path: Path, *, follow_link: bool = True) -> BufferedReader:
-    """Open a plain file to read its bytes; if the path is a pipe, raise an error and do not wait for a writer.
+    """Open a plain file to read its bytes. If the path is a pipe, raise an error without waiting for a writer.
 
     Raises:
         NotPlainError: the path is a pipe, a socket or a device.
@@ -161,7 +161,7 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
 
     content = retried(read)
     if len(content) > limit:
-        raise InputError(f"{path} has more than {limit:,} bytes: too large for a file of its kind")
+        raise InputError(f"{path} has more than {limit:,} bytes, which is too large for a file of its kind")
     return content
 
 
@@ -208,7 +208,7 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Sync an open file, so that its content survives a power cut; only flush it if the file system cannot sync.
+    """Sync an open file, so that its content survives a power cut. If the file system cannot sync, only flush the file.
 
     Raises:
         OSError: the disk could not write the file.
@@ -244,12 +244,12 @@ def sync_folder(path: Path) -> str | None:
 
 
 def write_atomic(path: Path, content: bytes | str, *, durable: bool = False) -> None:
-    """Write a file, text as UTF-8, so that readers and crashes find either the old or the new content, never a part.
+    """Write a file (text as UTF-8) so that readers, even after a crash, find either the old or the new content.
 
     With ``durable``, the file is synced before it is renamed to ``path``, and its folder afterwards.
 
     Raises:
-        OSError: the file cannot be written; the old content is still there.
+        OSError: the file cannot be written; the old content is unchanged.
     """
     temporary = temporary_name(path)
     try:
@@ -280,7 +280,7 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
     """Delete the unfinished files (:func:`temporary_name`) of processes that have ended.
 
     ``name`` is a glob pattern for the final names of the files. The caller makes sure that no other process begins to
-    write in the folder meanwhile.
+    write in the folder at the same time.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -306,7 +306,7 @@ def _may_be_writing(pid: int, path: Path) -> bool:
 def give_name(temporary: Path, path: Path) -> None:
     """Rename a finished temporary file to ``path``, unless a file of that name exists.
 
-    On a file system without hard links, an empty file is first created at ``path``, and a reader may see this empty file.
+    On a file system without hard links, an empty file is first created at ``path``, so a reader may see an empty file.
 
     Raises:
         FileExistsError: the name is taken.

@@ -15,13 +15,13 @@ from scalegpt.storage import open_plain, read_text
 from scalegpt.text import shown
 
 CONFIG_LIMIT = 1 << 20
-"""Bytes of the largest configuration, catalogue or status file."""
+"""The largest configuration, catalogue or status file, in bytes."""
 
 LINE_LIMIT = 1 << 16
-"""Characters of the longest line that is read from a log of JSON objects; ScaleGPT writes shorter lines."""
+"""The longest line, in characters, that is read from a log of JSON objects. ScaleGPT writes shorter lines."""
 
 _ENDLESS_LINE = 1 << 25
-"""A file with a line of more characters than this is refused: a sparse or damaged file can have gigabytes of zeros."""
+"""A file with a longer line, in characters, is refused, since a sparse or damaged file can have gigabytes of zeros."""
 
 DEPTH = 32
 """The most levels of nested objects and lists."""
@@ -35,7 +35,7 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; error messages name the text as ``where``, such as its path.
+    """The value of a JSON text. Error messages call the text ``where``, usually its path.
 
     Raises:
         InputError: the text is not JSON, nests deeper than :data:`DEPTH`, repeats a key, or has a whole number of more
@@ -77,8 +77,8 @@ def _children(value: Any) -> list[Any]:
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text: objects, lists, None for empty or null scalars, and every other scalar as text.
 
-    The setting that gets a scalar decides the scalar's type, as on the command line. So ``off`` can be a word, ``2024`` a
-    name, and ``1e-3`` a number, all of which YAML 1.1 would read differently.
+    The setting that gets a scalar decides the scalar's type, as on the command line. ``off`` can therefore be a word,
+    ``2024`` a name, and ``1e-3`` a number, all of which YAML 1.1 would read differently.
 
     Raises:
         InputError: as for :func:`yaml_node`; or a key is repeated, or is a list or an object.
@@ -156,9 +156,9 @@ def _node(event: Any, where: str) -> Any:
     import yaml
 
     if isinstance(event, yaml.AliasEvent):
-        raise InputError(f"{_line(event, where)}: aliases (*name) are not read; write the value itself")
+        raise InputError(f"{_line(event, where)}: aliases (*name) are not supported; write the value itself")
     if event.tag is not None and event.tag not in _TAGS:
-        raise InputError(f"{_line(event, where)}: tags (!name) are not read; remove the tag")
+        raise InputError(f"{_line(event, where)}: tags (!name) are not supported; remove the tag")
     tag: str = event.tag or ""
     marks = (event.start_mark, event.end_mark)
     if isinstance(event, yaml.ScalarEvent):
@@ -185,19 +185,20 @@ def read_object(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a text file") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object")
+        raise InputError(f"{path} does not hold a JSON object")
     return values
 
 
 def read_lines(path: Path, longest: int = LINE_LIMIT) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each line of a log of JSON objects, and its parsed object; skip a line that is cut short or not an object.
+    """Yield each line of a log of JSON objects, and its parsed object.
 
-    A line of more than ``longest`` characters is skipped too.
+    Lines that are cut short, not objects, or longer than ``longest`` characters are skipped.
 
     A crash may cut the last line short. The file may be large, so only one line at a time is in memory.
 
     Raises:
-        InputError: the file cannot be read, is not a plain file, or has a line of gigantic length.
+        InputError: the file cannot be read, is not a plain file, or has a line of more than :data:`_ENDLESS_LINE`
+            characters.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -208,7 +209,7 @@ def read_lines(path: Path, longest: int = LINE_LIMIT) -> Iterator[tuple[str, dic
                 length = len(line) if begins else length + len(line)
                 if length > _ENDLESS_LINE:
                     raise InputError(
-                        f"{path} has a line of more than {_ENDLESS_LINE:,} characters: it is not a log of a run"
+                        f"{path} has a line of more than {_ENDLESS_LINE:,} characters: it is not the log of a run"
                     )
                 values = _object(line) if begins and is_whole else None
                 if values is not None:

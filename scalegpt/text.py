@@ -1,4 +1,4 @@
-"""Text from elsewhere, made safe to print: file names, samples, error messages of other programs."""
+"""Makes text from other sources safe to print: file names, samples, error messages of other programs."""
 
 import unicodedata
 
@@ -7,7 +7,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of control characters, format characters (which reorder text), surrogates and line separators."""
 
 MOST_SHOWN = 60
-"""Characters of the longest value that a message quotes."""
+"""The most characters of a value that a message quotes."""
 
 
 def visible(text: object) -> str:
@@ -34,7 +34,7 @@ def _escaped(text: str, kept: frozenset[str]) -> str:
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """A value as messages quote it: a scalar as ``repr`` writes it, shortened; else the words ``a list`` or ``an object``."""
+    """A value for quoting in a message: the shortened ``repr`` of a scalar, else the words ``a list`` or ``an object``."""
     if isinstance(value, list | tuple | set):
         return "a list"
     if isinstance(value, dict):

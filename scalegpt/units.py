@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes with their unit, seconds, counts. GB is 10⁹, GiB is 2³⁰."""
+"""Formats numbers for people: bytes with their unit, seconds, counts. GB is 10⁹, GiB is 2³⁰."""
 
 SECONDS_OF_A_YEAR = 365.25 * 86400
 DAYS_IN_YEARS = 1000
@@ -7,7 +7,7 @@ DAYS_IN_YEARS = 1000
 GIB, GB = 2**30, 10**9
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes of one number, by dtype."""
+"""Dtype → the bytes of one number."""
 
 _DECIMAL_UNITS = ("kB", "MB", "GB", "TB")
 _BINARY_UNITS = ("KiB", "MiB", "GiB", "TiB")

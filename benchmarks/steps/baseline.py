@@ -1,4 +1,4 @@
-"""A plain training loop in the style of nanoGPT, with code of our own, to be timed beside our trainer.
+"""A plain training loop in the style of nanoGPT, written for comparison with our trainer.
 
 As in nanoGPT, the model has full logits and ``F.cross_entropy``, optional biases and a tied head. The loop has autocast
 around fp32 weights, ``clip_grad_norm_``, fused AdamW over two groups, ``loss.item()`` once per step, and random windows from
@@ -71,7 +71,7 @@ class _Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """A GPT-2 model with the interface of nanoGPT's: called with token ids and targets, it returns logits and loss."""
+    """A GPT-2 model with nanoGPT's interface: called with token ids and targets, it returns logits and loss."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class PlainGPT(nn.Module):
 
 
 FP32, AUTOCAST, BF16 = "fp32", "bf16 autocast", "bf16"
-"""How a plain loop computes: in fp32; in bf16 under autocast, with fp32 weights; with weights and optimizer in bf16, too."""
+"""The precisions of a plain loop: fp32; bf16 under autocast, with fp32 weights; and weights and optimizer in bf16 too."""
 
 
 class BaselineSteps:
@@ -139,7 +139,7 @@ class BaselineSteps:
         self._next = self._batch()
 
     def step(self) -> float:
-        """Take a step; returns the seconds until the device has finished it."""
+        """Take a step, and return the seconds until the device has finished it."""
         begin = time.perf_counter()
         self.take()
         if self.device.type == "cuda":

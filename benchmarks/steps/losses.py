@@ -1,4 +1,4 @@
-"""Implementations of head and cross entropy, ours and those of other libraries, to be timed by themselves.
+"""Implementations of head and cross entropy, ours and those of other libraries, for timing them separately.
 
 Each has the interface of our model's loss: hidden states in the compute dtype and the head's fp32 weights, with gradients in
 the same dtypes. The other libraries need the head in the compute dtype, so their time includes the cast.
@@ -18,7 +18,7 @@ COMPARED_TOKENS = 4096
 """The largest number of tokens over which a loss's gradients are compared with the gradients of full logits in fp32."""
 
 MOST_ERROR = 0.2
-"""The largest relative error of a correct loss's gradients. Rounding to the compute dtype causes a fortieth of it."""
+"""The largest relative error of a correct loss's gradients. Rounding to the compute dtype causes a fortieth of this."""
 
 
 def inputs(n: int, H: int, V: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,10 +30,10 @@ def inputs(n: int, H: int, V: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def loss_of(way: str, *, chunk: int = 1024, compiled: bool = False) -> Loss:
-    """The loss with a name: our ``full`` or ``chunked``; torch's ``torch`` or ``torch chunked``; ``liger`` of liger-kernel.
+    """The loss of this name: our ``full`` or ``chunked``, torch's ``torch`` or ``torch chunked``, or ``liger``.
 
     Raises:
-        InputError: torch or liger-kernel as installed here does not have it.
+        InputError: the installed torch or liger-kernel does not have this loss.
     """
     if way == "chunked":
         return make_loss("chunked", chunk, compiled=compiled)

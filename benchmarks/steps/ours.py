@@ -1,4 +1,4 @@
-"""Takes steps of our trainer, which is prepared as in ``scalegpt train``, and times them whole or by phase."""
+"""Takes steps with our trainer, prepared as in ``scalegpt train``, and times them as a whole or by phase."""
 
 import pickle
 import statistics
@@ -38,7 +38,10 @@ GPT2_TOKENS = 50257
 
 
 def random_tokens(folder: Path, vocabulary: int, seed: int = 0) -> Path:
-    """Write uniformly random tokens in nanoGPT's format; returns their folder. A step takes the same time on any tokens."""
+    """Write uniformly random tokens in nanoGPT's format, and return their folder.
+
+    A step takes the same time on any tokens.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     for name, count in (("train", TOKENS_OF_DATA), ("val", 2**17)):
@@ -91,7 +94,7 @@ class OurSteps:
         )
 
     def step(self) -> float:
-        """Take a step; returns the seconds until the device has finished it."""
+        """Take a step, and return the seconds until the device has finished it."""
         begin = time.perf_counter()
         self.trainer._take_step()
         self._wait()
@@ -120,7 +123,10 @@ class OurSteps:
     # --- by phase ----------------------------------------------------------------------------------------------------
 
     def phases(self, steps: int) -> dict[str, float]:
-        """Median seconds of each phase over ``steps`` steps; waiting for the device between phases makes the steps longer."""
+        """Median seconds of each phase over ``steps`` steps.
+
+        Waiting for the device between phases makes the steps longer.
+        """
         seen = []
         for _ in range(steps):
             clock = _Clock(self._wait)

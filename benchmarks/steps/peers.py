@@ -14,7 +14,7 @@ from benchmarks.steps.baseline import PlainGPT, Shape
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaShape(Shape):
-    """A model of Llama's parts: RMSNorm, rotary positions, grouped keys, SwiGLU, a tied head and no biases."""
+    """The shape of a Llama model with RMSNorm, rotary positions, grouped keys, SwiGLU, a tied head and no biases."""
 
     n_kv_head: int
     n_inner: int
@@ -74,11 +74,11 @@ PEERS: dict[str, tuple[str, Callable[[LlamaShape], nn.Module]]] = {
     "transformers": ("transformers.models.llama.modeling_llama", TransformersModel),
     "litgpt": ("litgpt.model", LitGPTModel),
 }
-"""Packages → the module that has their model, and what makes a model of it."""
+"""Package → the module that has its model, and the function that makes the model."""
 
 
 def why_missing(peer: str) -> str | None:
-    """Why a package of :data:`PEERS` cannot be used; None: it can."""
+    """Why a package of :data:`PEERS` cannot be used; None if it can be used."""
     try:
         importlib.import_module(PEERS[peer][0])
     except ImportError as error:
@@ -87,7 +87,7 @@ def why_missing(peer: str) -> str | None:
 
 
 def make_model(name: str, shape: Shape, checkout: Path | None) -> nn.Module:
-    """The model of a package of :data:`PEERS`, or of a nanoGPT ``checkout``, or, without one, :class:`PlainGPT`."""
+    """The model of a package of :data:`PEERS`, of a nanoGPT ``checkout``, or else :class:`PlainGPT`."""
     if isinstance(shape, LlamaShape):
         return PEERS[name][1](shape)
     return PlainGPT(shape) if checkout is None else _nanogpt(checkout, shape)

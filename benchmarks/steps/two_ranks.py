@@ -30,7 +30,7 @@ LAYOUTS = {
     "zero2-modern": {"backend": "deepspeed", "zero_stage": 2, **MODERN},
     "fsdp2-modern": {"backend": "fsdp", "zero_stage": 2, **MODERN},
 }
-"""Name → the settings of a layout, of GPT-2's shape or a modern one."""
+"""Name → the settings of a layout, with GPT-2's shape or a modern shape."""
 FLAGS = {
     "tokenizer": "byte", "vocab_size": "auto", "n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "device": "cpu",
     "seed": 3, "learning_rate": 1e-2, "warmup_steps": 10, "micro_batch": 2, "tokens_per_step": 256, "eval_every": 50,
@@ -40,7 +40,7 @@ FLAGS = {
 TEXT = "\n".join(f"{i} green bottles hanging on the wall, and if one should fall, {i - 1} are left" for i in range(400))
 
 PATIENCE = 300.0
-"""Seconds after which waiting for something ends with an error."""
+"""Waiting for more than this many seconds is an error."""
 
 
 class Run:
@@ -103,7 +103,7 @@ class Run:
             self.launcher.wait()
 
     def last_step(self) -> int:
-        """The last step in ``metrics.jsonl``; 0 where it has none."""
+        """The last step in ``metrics.jsonl``; 0 if it has none."""
         with suppress(OSError, IndexError, ValueError):
             with (self.path / "metrics.jsonl").open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -123,7 +123,7 @@ class Run:
         return False
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint; None where there is none."""
+        """The newest complete checkpoint; None if there is none."""
         return next(reversed(find_checkpoints(self.path / "checkpoints")), None)
 
     def is_finished(self) -> bool:

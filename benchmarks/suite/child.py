@@ -1,8 +1,8 @@
 """The child process that measures the suite's rows, and the parent's interface to it.
 
-A crash or a hang then costs one row. The parent, which writes the results, needs neither torch nor a GPU. A child first
-describes the card, then answers one row after another. Its output goes to a log; if the child dies, the last lines of the log
-become part of the row's reason.
+With a child process, a crash or a hang costs only one row. The parent, which writes the results, needs neither torch
+nor a GPU. A child first describes the card, then answers one row after another. Its output goes to a log. If the child
+dies, the last lines of the log become part of the row's reason.
 """
 
 import multiprocessing
@@ -17,10 +17,10 @@ from typing import Any
 from benchmarks.suite.rows import Row, Values
 
 START_SECONDS = 120.0
-"""Seconds within which a child must start; enough to import torch and DeepSpeed from a cold disk."""
+"""Seconds within which a child must start. They suffice to import torch and DeepSpeed from a slow disk."""
 
 ROW_SECONDS, GRACE_SECONDS = 100.0, 15.0
-"""Seconds after which a row counts as hanging; and seconds by which a row that began in time may exceed the suite's time."""
+"""Seconds after which a row counts as hanging, and seconds by which a row that began in time may exceed the suite's time."""
 
 LOG_LINES = 20
 
@@ -49,11 +49,11 @@ class Runner:
 
     @property
     def left(self) -> float:
-        """Seconds that are left for further rows."""
+        """The seconds left for further rows."""
         return self._end - time.monotonic()
 
     def take(self, row: Row) -> Values:
-        """The answer to a row, from the child; if the child died, an answer that says how."""
+        """Return the child's answer to a row. If the child died, the answer says how."""
         if row.skip:
             return {"outcome": "skipped", "reason": row.skip, "seconds": 0.0}
         start = time.monotonic()
@@ -69,7 +69,7 @@ class Runner:
         return {**answer, "seconds": round(time.monotonic() - start, 2)}
 
     def close(self) -> None:
-        """End the child; the next row gets a new one."""
+        """End the child. The next row starts a new one."""
         if self._process is not None:
             self._process.kill()
             self._process.join(GRACE_SECONDS)

@@ -5,10 +5,10 @@ a failed row has a ``traceback``. ``measured`` has the figures, ``notes`` furthe
 tiny models on a CPU and mean nothing.
 
 **Emulated cards.** A process takes two kinds of memory on a card: what the allocator reserves, and what is outside the
-allocator (the context, loaded kernels, NCCL's buffers). ``set_per_process_memory_fraction`` limits only the allocator. At the
-limit the allocator acts as on a full card: it frees cached blocks, tries again, and then is out of memory. So the limit is
-the emulated card's memory minus the memory outside the allocator, as the row before measured it. The planner's tables are
-not used for it, since they are under test.
+allocator (the context, loaded kernels, NCCL's buffers). ``set_per_process_memory_fraction`` limits only the allocator.
+At the limit the allocator acts as on a full card: it frees cached blocks, tries again, and then is out of memory. The
+limit is therefore the emulated card's memory minus the memory outside the allocator, which the previous row measured.
+The planner's tables are not used for it, since the suite tests them.
 """
 
 import importlib
@@ -51,7 +51,7 @@ from scalegpt.training.metrics import mfu
 from scalegpt.units import gib
 
 IMAGINED = "H100 SXM"
-"""The card that a dry run plans for, without having it."""
+"""The card for which a dry run plans. The machine need not have it."""
 
 DRY_MODEL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "vocab_size": 128}
 DRY_BATCH, DRY_CHUNK, DRY_SECONDS, DRY_STEPS = 2, 16, 0.01, 8
@@ -63,17 +63,17 @@ while it finds its loss scale."""
 RUN_STEPS = 300
 
 OPTIONAL = ("deepspeed", "triton", "liger_kernel")
-"""Optional libraries; rows that need one are skipped where it is not installed."""
+"""Optional libraries. Rows that need a missing library are skipped."""
 
 MOST_LEFT_OVER = 64 * 2**20
-"""Bytes that may stay allocated after a row. If there are more, a new process takes the next row."""
+"""Bytes that may stay allocated after a row. If more bytes stay allocated, a new process takes the next row."""
 
 DRIVER_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Texts in the errors that occur when a library asks the driver, not torch's allocator, for memory and there is none."""
 
 
 def make_bench(mode: str) -> "DeviceBench":
-    """The bench on the first CUDA device; on the CPU if ``mode`` is ``dry`` or there is no CUDA device."""
+    """The bench on the first CUDA device, or on the CPU if ``mode`` is ``dry`` or there is no CUDA device."""
     on_cuda = mode != "dry" and torch.cuda.is_available()
     if mode == "dry":
         torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
@@ -113,7 +113,7 @@ class DeviceBench:
         }  # fmt: skip
 
     def answer(self, row: Row) -> Values:
-        """Measure one row; errors become answers too."""
+        """Measure one row. Errors are returned as answers."""
         found: Values = {"notes": []}
         try:
             found["measured"] = getattr(self, row.kind)(row, found)
@@ -223,7 +223,10 @@ class DeviceBench:
     # --- what they share ---------------------------------------------------------------------------------------------
 
     def _settings(self, row: Row) -> tuple[RunConfig, BatchPlan]:
-        """The run and its batch, with the precision resolved and attention checked for this device; in a dry run tiny."""
+        """The run and its batch, with the precision resolved and attention checked for this device.
+
+        In a dry run both are tiny.
+        """
         run, accum = settings(row.preset, row.flags), row.grad_accum
         train, model = run.train, run.model
         if self.dry:
@@ -259,7 +262,10 @@ class DeviceBench:
                     dismantle_deepspeed(backend)
 
     def _weights(self, shapes: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Initial weights of a model, by name. They reuse the same random numbers: new ones would take seconds per row."""
+        """Initial weights of a model, by name.
+
+        They reuse the same random numbers, since new ones would take seconds per row.
+        """
         most = max(map(math.prod, shapes.values()))
         if len(self.draws) < most:
             self.draws = 0.02 * torch.randn(most)
@@ -269,7 +275,10 @@ class DeviceBench:
 
     @contextmanager
     def _group(self, ranks: int) -> Iterator[None]:
-        """A fake process group for more than one rank. A group of one rank is made by the backend and kept for later rows."""
+        """A fake process group for more than one rank.
+
+        For one rank, the backend makes a group, which later rows use too.
+        """
         if ranks > 1:
             self.world.leave()
         with fake_process_group(ranks) if ranks > 1 else nullcontext():
@@ -277,7 +286,7 @@ class DeviceBench:
 
     @contextmanager
     def _limited(self, row: Row, found: Values) -> Iterator[None]:
-        """Limit the allocator to the memory of the emulated card minus what is outside the allocator."""
+        """Limit the allocator to the memory of the emulated card minus the memory outside the allocator."""
         if row.usable_bytes is None:
             yield
             return

@@ -16,10 +16,10 @@ MOST_LONGER = (
     ({"backend": "deepspeed", "zero_stage": 1}, {"backend": "plain"}, 0.05),
     ({"backend": "fsdp", "zero_stage": 2}, {"backend": "plain"}, 0.05),
 )
-"""(settings, other settings, share by which a step with the first may take longer at most, all else alike)."""
+"""(settings A, settings B, the largest share by which a step with A may take longer than one with B)."""
 
 LEAST_MICRO_BATCH, MOST_TIME_ERROR = 0.9, 0.15
-"""Limits on the planner's choices: the least share that a chosen micro batch is of the largest that runs, and the largest
+"""Limits on the planner's choices: the least ratio of the chosen micro batch to the largest that runs, and the largest
 relative error of predicted tokens per second."""
 
 MEMORY = {"peak": (0.02, 0.05, 0.05), "reserved": (0.04, 0.08, 0.02), "driver": (0.04, 0.08, 0.02)}
@@ -36,7 +36,8 @@ this card's speed; a chosen plan runs with as much of its accumulation as time a
 compared with the prediction for that. The search for the largest micro batch tries the divisors of a step's sequences."""
 
 Verdict = tuple[str, float | None, str, float]
-"""A limit and its result: what is limited, the measured value (None: not measured), ``least`` or ``most``, and the limit."""
+"""A limit and its result: the name of the value, the measured value (None: not measured), ``least`` or ``most``, and
+the limit."""
 
 
 def said(verdict: Verdict) -> str:
@@ -48,7 +49,7 @@ def said(verdict: Verdict) -> str:
 
 
 def verdicts(rows: Iterable[Values]) -> list[Verdict]:
-    """The verdict on each limit, in the order of the parts; parts without rows are skipped."""
+    """The verdict on each limit, in the order of the parts. Parts without rows are left out."""
     rows, judges = list(rows), {"smoke": _of_smoke, "plan": _of_plan, "speed": _of_speed, "choice": _of_choice}
     parts = {part: [row for row in rows if row["part"] == part] for part in judges}
     return [verdict for part, mine in parts.items() if mine for verdict in judges[part](mine)]
@@ -90,7 +91,7 @@ def _of_choice(rows: list[Values]) -> Iterator[Verdict]:
     for row in chosen:
         if row["outcome"] == "ran":
             error, share = speed_error(row), share_of_largest(row, rows)
-            yield f"{row['name']}: share of the largest micro batch", share, "least", LEAST_MICRO_BATCH
+            yield f"{row['name']}: chosen micro batch ÷ largest that runs", share, "least", LEAST_MICRO_BATCH
             yield f"{row['name']}: error of tokens/s", None if error is None else abs(error), "most", MOST_TIME_ERROR
 
 
@@ -112,15 +113,15 @@ def rate(row: Mapping[str, Any]) -> float:
 
 
 def speed_error(row: Values) -> float | None:
-    """Relative error of tokens per second, predicted ÷ measured − 1; None where the card's rates are not known."""
+    """Relative error of tokens per second, predicted ÷ measured − 1; None if the card's rates are not known."""
     predicted = row["predicted"].get("tokens_per_second")
     return None if not predicted else predicted / rate(row) - 1
 
 
 def longer(rows: list[Values], changed: Values, base: Values) -> float | None:
-    """The share by which a step takes longer with settings ``changed`` than with ``base``, all else alike.
+    """The share by which a step takes longer with settings ``changed`` than with ``base``, with all other settings equal.
 
-    None: one of the two rows was not measured.
+    It is None if one of the two rows was not measured.
     """
     for row in rows:
         if changed.items() <= row["flags"].items():
@@ -132,7 +133,7 @@ def longer(rows: list[Values], changed: Values, base: Values) -> float | None:
 
 
 def share_of_largest(row: Values, rows: Iterable[Values]) -> float | None:
-    """A chosen micro batch ÷ the largest that ran on the same card; None where the search for it has not ended."""
+    """The chosen micro batch ÷ the largest that ran on the same card; None if the search for it has not ended."""
     start = f"{row['name'].split('chosen')[0]}trial {row['preset']} "
     trials = [row, *(each for each in rows if each["name"].startswith(start))]
     failed = {each["flags"]["micro_batch"] for each in trials if not _fits(each)}
@@ -193,7 +194,7 @@ def markdown(record: Values) -> str:
 
 
 def _section(title: str, rows: list[Values]) -> str:
-    """A section with the table of some rows; columns that are empty in all of them are omitted."""
+    """A section with the table of some rows, without columns that are empty in all of them."""
     if not rows:
         return ""
     cells = {heading: [_cell(column, row) for row in rows] for heading, column in COLUMNS.items()}

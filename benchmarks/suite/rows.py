@@ -1,4 +1,6 @@
-"""The rows of the suite, each a measurement, in four parts. A part is a generator that yields rows and is sent the answers.
+"""The rows of the suite, each a measurement, in four parts.
+
+A part is a generator that yields rows and receives the answers.
 
 A row has the trainer's own settings. Most rows are fixed. Some follow from earlier answers: variations of the planner's
 choice, the configuration to profile, and the micro batches to try.
@@ -28,10 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 Values = dict[str, Any]
 
 IMPORTS, TRAIN, RUN, LOOP, LOSS, PROFILE = "imports", "train", "run", "loop", "loss", "profile"
-"""Kinds of rows; the class in :mod:`benchmarks.suite.measure` has a method for each."""
+"""Kinds of rows. The class in :mod:`benchmarks.suite.measure` has a method for each."""
 
 ROOM_FOR_ERROR = 1.1
-"""A plan is not tried if its predicted memory exceeds the card's by more than this factor: it would run out of memory."""
+"""A plan is not tried if its predicted memory exceeds the card's by more than this factor, since it would run out of
+memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +43,16 @@ class Row:
 
     Attributes:
         name: a name that is unique within the part.
-        kind: the kind of measurement, such as :data:`TRAIN`.
-        preset: the preset that the settings start from; None: the defaults.
+        kind: the kind of measurement, for example :data:`TRAIN`.
+        preset: the preset from which the settings start; None: the defaults.
         flags: settings, as on the trainer's command line.
         grad_accum: micro batches of a step.
         ranks: data-parallel ranks W; more than one are emulated by a fake process group.
-        seconds: for how many seconds steps are timed; 0: steps are taken, but not timed.
+        seconds: how long steps are timed, in seconds; 0: steps are taken, but not timed.
         predicted: the planner's prediction of memory and speed.
         usable_bytes: memory of the card that is emulated; None: the whole card is used.
         more: further values that only this kind of row needs.
-        skip: why it is not measured; empty: it is measured.
+        skip: why the row is not measured; empty: it is measured.
     """
 
     name: str
@@ -72,7 +75,7 @@ USUAL = {("recompute", "none"), ("loss", "chunked"), ("attention", "auto"), ("co
 
 
 def settings(preset: str | None, flags: Mapping[str, Any]) -> RunConfig:
-    """The run with a row's settings; the backend is ``plain`` if the flags name none."""
+    """The run with a row's settings. The backend is ``plain`` if the flags name none."""
     layout = {"backend": "plain", "zero_stage": None, "ds_config": None}
     return resolve(preset=preset, flags={**layout, **flags}, name=None if preset else "suite")
 
@@ -125,8 +128,8 @@ PLAN_ROWS: tuple[tuple[str, int, Values], ...] = (
     *((preset, 1, {"backend": "deepspeed"}) for preset in ("150M_1024", "350M_1024", "500M_1024")),
     *((preset, 1, {"compile": "on", "backend": "deepspeed"}) for preset in ("150M_1024", "500M_1024")),
 )
-"""(preset, ranks W, settings). The order disturbs the driver's figure least: what a process loads stays loaded, so rows
-without a communicator come first. There is time for two more rows, for modern shapes."""
+"""(preset, ranks W, settings). Rows without a communicator come first, since libraries stay loaded in a process and
+would count in the driver's figure of later rows. There is time for two more rows, for modern shapes."""
 
 
 def plan(machine: Machine) -> Part:
@@ -173,11 +176,11 @@ def planned_row(found: Plan, *, seconds: float, usable_bytes: int | None = None,
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 SPEED_PRESETS = ("500M_1024", "350M_1024", "150M_1024")
-"""Presets in the order of how much their figures matter, in case time runs out."""
+"""Presets, the most important first, in case time runs out."""
 
 STEP_SEQUENCES, LOOP_SEQUENCES, LOSS_SEQUENCES = 64, 32, 16
-"""Numbers of sequences: of a step; of the plain loop's largest micro batch; and of a loss measured by itself. With 1,024
-tokens each they keep any card busy."""
+"""Numbers of sequences: of a step, of the plain loop's largest micro batch, and of a loss measured by itself. Sequences
+of 1,024 tokens keep any card busy with these numbers."""
 
 TIMED_SECONDS, LOSS_SECONDS = 1.5, 0.25
 
@@ -189,7 +192,7 @@ CHANGES: tuple[Values, ...] = (
     *({"attention": kind} for kind in ("flash", "cudnn")),
     {"loss": "full"},
 )
-"""Changes to the settings of the planner's choice; each row makes one of them."""
+"""Changes to the settings of the planner's choice. Each row makes one of them."""
 
 LOSS_WAYS: tuple[Values, ...] = (
     {"way": "full", "compiled": True},
@@ -202,7 +205,7 @@ LOSS_WAYS: tuple[Values, ...] = (
 def speed(machine: Machine) -> Part:
     """Rows of speed: the presets; a plain loop, a profile and losses; changes of one setting; the slower plain loops.
 
-    The order puts first what matters most, in case time runs out. The last loops take long to compile.
+    The most important rows come first, in case time runs out. The last loops take long to compile.
     """
     chosen: dict[str, Plan] = {}
     rows: dict[str, tuple[float, Row]] = {}
@@ -257,7 +260,8 @@ CHOICES = (
     ("RTX 3060", "150M_1024"), ("RTX 4090", "350M_1024"), ("A100 40GB", "500M_1024"),
     ("RTX 3060", "350M_1024"), ("RTX 4090", "500M_1024"), ("A100 40GB", "150M_1024"),
 )  # fmt: skip
-"""(card, preset): cards of 12, 24 and 40 GB of which only the memory is emulated, and the presets that are trained there."""
+"""(card, preset): cards of 12, 24 and 40 GB, of which only the memory is emulated, and the presets that are trained on
+them."""
 
 CHOICE_SECONDS = 1.0
 
@@ -302,14 +306,17 @@ def _with_batch(found: Plan, micro: int, grad_accum: int) -> Plan:
 
 
 def ran_within(answer: Mapping[str, Any], usable: int) -> bool:
-    """Whether a row ran within ``usable`` bytes, the emulated card's memory; memory outside the allocator counts too."""
+    """Whether a row ran within ``usable`` bytes, the emulated card's memory.
+
+    Memory outside the allocator counts too.
+    """
     measured = answer.get("measured", {})
     held = measured.get("reserved_bytes", 0) + measured.get("outside_bytes", 0)
     return bool(answer["outcome"] == "ran" and held <= usable)
 
 
 def largest(sizes: Iterable[int], start: int, *, ran: bool) -> Generator[int, bool, None]:
-    """Search for the largest size that runs; if a size runs, all smaller sizes run too.
+    """Search for the largest size that runs. If a size runs, all smaller sizes run too.
 
     It tries the size next to ``start`` first, since the planner's choice is usually right or almost right. Then it bisects.
 

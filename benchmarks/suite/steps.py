@@ -25,7 +25,8 @@ PROFILED_STEPS, KERNELS = 3, 25
 class Memory:
     """Peak memory of a configuration, by part of the run, in bytes.
 
-    On a GPU it is the allocator's peak. On a CPU, in a dry run, it is the memory of the process, so that the same code runs.
+    On a GPU it is the allocator's peak. In a dry run on a CPU it is the memory of the process, so that the same code
+    can run.
 
     Args:
         device: the device whose memory is measured.
@@ -36,7 +37,7 @@ class Memory:
         self.peaks: dict[str, tuple[int, int]] = {}
 
     def lap(self, part: str) -> None:
-        """End a part of the run: record the peaks, allocated and reserved, since the last call under its name."""
+        """End a part of the run: record the allocated and reserved peaks since the last call under the part's name."""
         if self.device.type != "cuda":
             self.peaks[part] = own_bytes(), own_bytes()
             return
@@ -59,14 +60,14 @@ class Memory:
 
 
 def timed(take: Callable[[], object], seconds: float) -> Values:
-    """Call ``take``, which must be warmed up, for about ``seconds``; the median and interquartile range of its seconds."""
+    """Time ``take``, which must be warmed up, for about ``seconds``: the median and interquartile range of its seconds."""
     timer = Timer("take()", globals={"take": take}, num_threads=torch.get_num_threads())
     found = timer.blocked_autorange(min_run_time=seconds)
     return {"step_seconds": found.median, "iqr_seconds": found.iqr, "steps": found.number_per_run * len(found.times)}
 
 
 def profiled(take: Callable[[], object], device: torch.device, trace: str | None) -> Values:
-    """Profile some steps: the kernels that take most time, and the share of the time in which a kernel runs.
+    """Profile some steps: find the kernels that take the most time, and the share of the time in which a kernel runs.
 
     Args:
         take: takes a step; it must be warmed up.
@@ -101,8 +102,8 @@ def take_step(backend: Backend, batch: BatchPlan, memory: Memory | None = None) 
         batch: how the step is divided.
         memory: records the peaks of the step's parts; None: they are not recorded.
 
-    A fake process group sends nothing, so gathered weights have arbitrary values, and so have the gradients. The gradients
-    are set to zero then, since a gradient that is not finite would make the backend skip the step.
+    A fake process group sends nothing, so gathered weights and gradients have arbitrary values. The gradients are then
+    set to zero, since a gradient that is not finite would make the backend skip the step.
 
     Returns:
         The mean loss, and whether the step was skipped.
@@ -135,9 +136,9 @@ def _micro_batches(backend: Backend, batch: BatchPlan) -> Iterator[tuple[Tensor,
 def dismantle_deepspeed(backend: Any) -> None:
     """Free the memory of DeepSpeed's engine.
 
-    The engine leaves reference cycles through C++ that Python's garbage collector does not see, and stage 3 keeps the model
-    in a module-level list and in a cache. Without this, the weights and all objects that the engine refers to would stay in
-    memory while the next configuration is measured.
+    The engine leaves reference cycles through C++ that Python's garbage collector does not see, and stage 3 keeps the
+    model in a module-level list and in a cache. Without this function, the weights and all objects of the engine would
+    stay in memory while the next configuration is measured.
     """
     backend.engine.destroy()
     parameters = list(backend.model.parameters())
@@ -149,7 +150,7 @@ def dismantle_deepspeed(backend: Any) -> None:
 
 
 def release(device: torch.device) -> int:
-    """Free what a row has left, workspaces and compiled code included; returns the bytes that stay allocated on a GPU."""
+    """Free what a row has left, including workspaces and compiled code; return the bytes that stay allocated on a GPU."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     gc.collect()

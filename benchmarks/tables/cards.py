@@ -1,4 +1,4 @@
-"""Tables by card: the largest preset that fits each card, and whether presets fit the cards that they were made for."""
+"""Tables by card: the largest preset that fits each card, and whether presets fit the cards for which they were made."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ SMALL_CARDS = (
     "GTX 1650", "GTX 1660", "RTX 2060", "RTX 2070", "RTX 3060 Ti", "RTX 3070", "RTX 4060", "RTX 5060", "RTX 3080",
     "RTX 2080 Ti", "RTX 4070", "RTX 5070", "RTX 2060 12GB", "RTX 3060",
 )  # fmt: skip
-"""The cards with less than 12 GiB that the table shows; the catalogue has others of the same sizes."""
+"""The cards with less than 12 GiB that the table shows. The catalogue has others of the same sizes."""
 
 
 def largest_presets() -> str:
-    """The table of the largest presets that fit one card; cards with the same presets share a row."""
+    """The table of the largest presets that fit one card. Cards with the same presets share a row."""
     same: dict[tuple[str, ...], list[Card]] = defaultdict(list)
     shown = (card for card in catalogue() if card.gib >= 12 or card.name in SMALL_CARDS)
     cards = sorted(shown, key=lambda card: card.gib)
@@ -40,7 +40,7 @@ def largest_presets() -> str:
 def _together(alike: list[Card], cards: list[Card]) -> tuple[str, str]:
     """The names and the memory of the cards that share a row.
 
-    If they are all ``cards`` from some memory size on, there are three names and "and all with more".
+    If they are all of ``cards`` above some memory size, the text has three names and "and all with more".
     """
     low, high = f"{alike[0].gib:.1f}", f"{alike[-1].gib:.1f}"
     if alike == cards[-len(alike) :] and len(alike) > 3:
@@ -70,7 +70,10 @@ def _lightly(card: str, *, high_context: bool) -> Plan | None:
 
 
 def lightest(preset: str, card: str) -> Plan | None:
-    """The plan of a preset in one process; recompute is "selective" only if "none" does not fit. None: neither fits."""
+    """The plan of a preset in one process. Recompute is "selective" only if "none" does not fit.
+
+    None if neither fits.
+    """
     plans = (chosen(preset, card, backend="plain", recompute=recompute, loss="chunked") for recompute in LIGHT)
     return next((plan for plan in plans if plan is not None), None)
 
@@ -164,13 +167,13 @@ def _card(claim: Claim) -> str:
 
 
 def room(plan: Plan) -> str:
-    """A plan's total memory, and how much the card has left or lacks, in words."""
+    """A plan's total memory, and how much memory is left on the card or lacking, in words."""
     left = f"{abs(plan.missing_bytes) / GIB:.2f}"
     return f"{gib(plan.total_bytes)}, " + (f"{left} to spare" if plan.fits else f"**{left} too much**")
 
 
 def shortfalls() -> str:
-    """The claims that do not hold with the trainer's default recompute, by how much and why, in words."""
+    """The claims that are false with the trainer's default recompute, by how much and why, in words."""
     lines = [_shortfall(claim) for claim in CLAIMS if not claim.plan("none").fits]
     if not lines:
         return "All hold with `--recompute none`, the trainer's default."
@@ -212,8 +215,8 @@ PROMISED = (
     ("RTX 4090", ("250M", "500M_1024")),
     ("A100 40GB", ("500M_1024", "gpt2-large", "gpt2-xl")),
 )
-"""(GPU, the largest presets that were promised for it). "And more" was promised for the A100 40GB; two sizes of GPT-2 that no
-preset has stand for it."""
+"""(GPU, the largest presets that were promised for it). For the A100 40GB "and more" was promised. Two sizes of GPT-2
+without a preset stand for that."""
 
 _MORE = {
     "gpt2-large": {"n_layer": 36, "n_embd": 1280, "n_head": 20},

@@ -120,7 +120,7 @@ def terms_table(runs: Sequence[PublishedRun], crossed: Sequence[float], unseen: 
 
 
 def range_words(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
-    """The range of the speeds of trainers that were left out, and the share of the runs that ranges hold, in words."""
+    """The range of the speeds of trainers that were left out, and the share of the runs within ranges, in words."""
     fitted = [(run, error) for run, error in zip(runs, errors, strict=True) if _is_fitted(run)]
     found = range_of(*zip(*fitted, strict=True))
     stated = []
@@ -151,7 +151,7 @@ def in_their_place(runs: Sequence[PublishedRun]) -> str:
 
 
 def memory_table(runs: Sequence[PublishedRun]) -> str:
-    """How many runs fit with their own trainer's loss and states, which do not, and predicted beside measured peaks."""
+    """How many runs fit with their own trainer's loss and states, which do not, and predicted and measured peaks."""
     fitting = sum(run.fits for run in runs)
     lines = [f"{fitting} of the {len(runs)} runs are said to fit with their own trainer's loss and states."]
     lines += [
@@ -176,7 +176,7 @@ def left_out(left: Mapping[str, Sequence[str]]) -> str:
 
 
 def _by_size(name: str) -> tuple[int, float, str]:
-    """A sort key for the rows of a table: cards first, then models by size, then all others, and all runs last."""
+    """A sort key for the rows of a table: cards first, then models by size, then other groups, and "all runs" last."""
     if name.startswith("mpt-"):
         size = name.removeprefix("mpt-")
         return 1, float(size[:-1]) * (1000 if size[-1] == "b" else 1), name

@@ -11,7 +11,7 @@ def table(head: str | Sequence[str], rows: Iterable[Sequence[str]], right: Colle
     Args:
         head: the headings, as a sequence or as one text in which `` | `` separates them.
         rows: the cells of each row, as many as there are headings.
-        right: the indices of the columns that are aligned right, such as numbers.
+        right: the indices of the columns that are aligned right, for example columns of numbers.
     """
     head = head.split(" | ") if isinstance(head, str) else head
     rule = "|" + "|".join("--:" if column in right else "---" for column in range(len(head))) + "|"

@@ -36,11 +36,11 @@ def block_size(preset: str) -> int:
 
 
 def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | None:
-    """The plan that ``scalegpt plan`` chooses, with its safety margin; None where no plan fits.
+    """The plan that ``scalegpt plan`` chooses, with its safety margin; None if no plan fits.
 
     Args:
         preset: the preset; None: a model that ``fixed`` describes.
-        machine: the machine that it runs on, or the name of a card for a machine with one such card.
+        machine: the machine of the plan, or the name of a card for a machine with one such card.
         fixed: settings that must stay as they are.
     """
     built = Machine.with_card(find_card(machine)) if isinstance(machine, str) else machine
@@ -49,7 +49,7 @@ def chosen(preset: str | None, machine: Machine | str, **fixed: Any) -> Plan | N
 
 
 def preset_plan(preset: str, card: Card | str, **flags: Any) -> Plan:
-    """The plan of a preset on one card with its own settings and ``flags``; nothing is chosen."""
+    """The plan of a preset on one card with the preset's own settings and ``flags``. Nothing is chosen."""
     machine = Machine.with_card(find_card(card) if isinstance(card, str) else card)
     return predicted(resolve(preset=preset, flags={"precision": "bf16", **flags}), machine)
 

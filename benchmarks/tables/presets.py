@@ -95,7 +95,7 @@ def common_cards() -> str:
 
 
 def attention_share() -> str:
-    """The table of what a block size of 1024 adds, in parameters and attention FLOPs, compared with one of 256."""
+    """The table of the parameters and attention FLOPs that a block size of 1024 adds to those of 256."""
     rows = []
     for short, long in PAIRS:
         more = parameters(long) / parameters(short) - 1

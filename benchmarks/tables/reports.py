@@ -21,7 +21,10 @@ def _answer(preset: str, card: str, **flags: Any) -> Answer:
 
 
 def _reported(given: Answer) -> str:
-    """The report of an answer. Its commands are as in a checkout whose virtual environment is not active, on any machine."""
+    """The report of an answer.
+
+    On any machine, its commands are those of a checkout without an active virtual environment.
+    """
     text = report(given)
     target = train_command().removeprefix(shlex.join(program("python"))).strip()
     for launcher in ("python", "torchrun", "deepspeed"):
@@ -41,7 +44,7 @@ def whole() -> str:
 
 
 def does_not_fit() -> str:
-    """An example of the report on a run that does not fit: its end, from the memory bar on."""
+    """An example of the report on a run that does not fit: the part from the memory bar to the end."""
     flags = {"micro_batch": 8, "recompute": "none", "backend": "plain"}
     text = _reported(_answer("500M_1024", "rtx3060", **flags))
     said = " ".join(f"--{name} {value}" for name, value in flags.items())

@@ -77,7 +77,7 @@ def _kind(figure: Figure) -> str:
 
 
 def networks() -> str:
-    """The table of the networks that are assumed for a machine where none is given."""
+    """The table of the networks that are assumed for a machine if none is given."""
     words = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "host": "a processor's ranks"}
     rows = [(words[kind], f"{figure.value:g}", figure.source.removeprefix("~")) for kind, figure in NETWORK.items()]
     return table(("what links the cards of a machine", "Gbit/s for each card", "source"), rows, right={1})

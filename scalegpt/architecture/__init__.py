@@ -1,4 +1,4 @@
-"""What a decoder is made of, said once: its parts, their parameters, and the operations that they run. No torch.
+"""The single description of a decoder: its parts, their parameters, and the operations that they run. No torch.
 
 Start with :mod:`~scalegpt.architecture.decoder`: a model configuration becomes parts in order. A part
 (:mod:`~scalegpt.architecture.parts`) names its parameters and records its operations on a

@@ -27,7 +27,10 @@ from scalegpt.architecture.operations import ATTENTION, PASSED_ON, Cost, Gradien
 from scalegpt.config import ModelConfig
 
 _RANDOM_STATE = Size(fixed=1)
-"""Size of a dropout seed or offset, a few bytes. Fused kernels return both, and autograd keeps them even without dropout."""
+"""Size of a dropout seed or offset: a few bytes.
+
+Fused kernels return both, and autograd keeps them even without dropout.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class AttentionShape:
         element: bytes of an element in the compute dtype.
         dropout: whether attention has dropout.
         one_sequence: whether the micro batch is a single sequence.
-        packed: whether a mask, which all blocks share, keeps attention inside documents; else attention is causal.
-        rotated: R, how many numbers of each head are turned by rotary positions; 0: there are none.
+        packed: whether a mask, which all blocks share, keeps attention inside documents; otherwise attention is causal.
+        rotated: R, how many numbers of each head are turned by rotary positions; 0: the model has no rotary positions.
         normed: whether queries and keys pass through an RMSNorm.
     """
 
@@ -72,7 +75,7 @@ class AttentionShape:
         return self.kv_heads < self.heads
 
     def kernel_heads(self, batch: int, width: int) -> Heads:
-        """What a kernel sees of ``batch`` sequences, with heads padded to ``width``."""
+        """The shape that a kernel gets for ``batch`` sequences, with heads padded to ``width``."""
         return Heads(batch, self.heads, self.tokens, width, self.element, self.kv_heads)
 
     def bytes_of(self, width: int, element: int, *, keys: bool = False) -> Size:
@@ -101,7 +104,7 @@ class AttentionShape:
 
 
 def returns_in_order(kernel: str, shape: AttentionShape, heads: int) -> bool:
-    """Whether the gradients of queries or keys of ``heads`` heads come back laid out as [B, T, heads, D]."""
+    """Whether the kernel returns the gradients of queries or keys of ``heads`` heads in the layout [B, T, heads, D]."""
     return heads == 1 or (kernel != "math" and _padded_width(kernel, shape) == shape.width)
 
 
@@ -117,7 +120,7 @@ def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, 
         kernel: ``flash``, ``cudnn``, ``mem_efficient`` or ``math``.
         shape: the sizes.
         q: queries [B, a, T, D], laid out as [B, T, a, D].
-        k: keys [B, k, T, D], laid out alike.
+        k: keys [B, k, T, D], laid out as [B, T, k, D].
         v: values, of the same shape as the keys.
     """
     if kernel == "math":
@@ -131,9 +134,9 @@ def record_attention(r: Recorder, kernel: str, shape: AttentionShape, q: Value, 
 def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q: Value, k: Value, v: Value) -> Value:
     """Record one fused kernel on heads of ``width``.
 
-    A causal kernel computes half of the scores. So it takes half the FLOPs of 2 matmuls in the forward pass, and half the
-    FLOPs of 5 in the backward pass (FlashAttention-2, arXiv 2307.08691, section 3.1). With a mask it computes all scores, and
-    reads the mask once for each head.
+    A causal kernel computes half of the scores. It takes half the FLOPs of two matmuls in the forward pass, and half
+    the FLOPs of five in the backward pass (FlashAttention-2, arXiv 2307.08691, section 3.1). With a mask it computes
+    all scores, and reads the mask once for each head.
     """
     each, keys = (shape.bytes_of(width, shape.element, keys=keys) for keys in (False, True))
     rows = kernels.multiple(shape.tokens, kernels.EFFICIENT_ROWS) if kernel == "mem_efficient" else shape.tokens
@@ -159,10 +162,10 @@ def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q
 
 
 def _temporaries(kernel: str, heads: Heads, *, back: bool) -> list[int]:
-    """The bytes of temporary allocations of a fused kernel, and of keys and values expanded for one that takes no groups.
+    """The bytes of a fused kernel's temporary allocations, and of keys and values that are expanded if it takes no groups.
 
-    The backward pass expands both again; a single head needs no copy for that. The kernel makes gradients of the expanded
-    ones, of which the recorded ones are the sums.
+    The backward pass expands both again; a single head needs no copy for that. The kernel makes gradients of the
+    expanded keys and values. Their sums over each group are the recorded gradients.
     """
     extras = [*kernels.sizes((kernels.attention_backward if back else kernels.attention_forward)(kernel, heads))]
     if kernel != "mem_efficient" or not heads.expanded:
@@ -191,7 +194,7 @@ def _record_layout(r: Recorder, shape: AttentionShape, heads: Value) -> Value:
 
 
 def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Value) -> Value:
-    """Record the math kernel: attention as a sequence of single operators, in fp32."""
+    """Record the math kernel, which computes attention as a sequence of separate fp32 operators."""
     full, pairs = shape.bytes_of(shape.width, FP32), shape.tokens**2
     keys = shape.bytes_of(shape.width, FP32, keys=True)
     with r.scope():
@@ -219,7 +222,7 @@ def _record_math(r: Recorder, shape: AttentionShape, q: Value, k: Value, v: Valu
 def _record_joined(r: Recorder, shape: AttentionShape, part: Value, *, keys: bool = False) -> tuple[Value, bool]:
     """Record a copy that joins batch and heads; return it and True, or ``part`` and False if no copy is needed.
 
-    Expanded ``keys`` and values are joined already.
+    Expanded ``keys`` and values are already joined.
     """
     if shape.one_sequence or shape.heads == 1 or (keys and shape.grouped):
         return part, False

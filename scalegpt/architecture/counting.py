@@ -4,7 +4,8 @@ The counts come from the parts of :mod:`scalegpt.architecture`, which list every
 Tests compare the counts with the torch module, with closed forms written in the tests, and with the published sizes of GPT-2
 (Radford et al. 2019). docs/PARAMETER_CALCULATION.md derives the closed form.
 
-Symbols: L = n_layer, P = all parameters, and those of :data:`~scalegpt.architecture.parameters.SYMBOLS`.
+Symbols: L = n_layer, P = the number of all parameters, and the symbols in
+:data:`~scalegpt.architecture.parameters.SYMBOLS`.
 """
 
 from collections import defaultdict
@@ -44,7 +45,7 @@ class ParameterCount:
     n_layer: int
     final_norm: int
     head: int
-    """Parameters of the head's own matrix: 0 if it shares the token embedding's."""
+    """Parameters of the head's own matrix; 0 if the head uses the token embedding's matrix."""
     head_is_shared: bool
 
     @property
@@ -86,7 +87,7 @@ class FormulaStep:
 def count_parameters(model: ModelConfig) -> ParameterCount:
     """Count the parameters of a model, part by part; a matrix that head and token embedding share counts once.
 
-    All blocks are alike. So one block is counted and multiplied, and the time does not grow with the depth.
+    All blocks are alike, so one block is counted and multiplied, and the time does not grow with the depth.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").
@@ -113,7 +114,7 @@ def weight_bytes(parameters: int) -> dict[str, int]:
 
 
 def closed_form(model: ModelConfig) -> str:
-    """The formula of P in symbols, such as ``P = V·H + T·H + L·(12·H² + 2·H) + H``, given this model's biases and head."""
+    """The formula of P in symbols for this model's biases and head, for example ``P = V·H + T·H + L·(12·H² + 2·H) + H``."""
     decoder = Decoder(model)
     outer = [formula([each]) for each in decoder.before()]
     layer, norm = formula(decoder.inside()), formula(decoder.head.norm.parameters())
@@ -124,8 +125,8 @@ def closed_form(model: ModelConfig) -> str:
 def formula_steps(model: ModelConfig) -> list[FormulaStep]:
     """The lines of the closed form, one for each part of the model, with the model's numbers filled in.
 
-    The lines whose part is indented add up to "one layer". The embeddings, "all layers", the final norm and the head add up
-    to the total.
+    The indented lines add up to "one layer". The embeddings, "all layers", the final norm and the head add up to the
+    total.
 
     Raises:
         InputError: the vocabulary's size is not known yet (``vocab_size`` 0, "auto").

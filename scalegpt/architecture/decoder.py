@@ -32,7 +32,7 @@ class Decoder:
         """
         if self.model.vocab_size == AUTO_VOCAB:
             raise InputError(
-                "vocab_size is auto, but the number of parameters depends on it; give a size, such as 50304 for gpt2"
+                "vocab_size is auto, but the number of parameters depends on it; give a size, for example 50304 for gpt2"
             )
         return list(self.embedding.parameters())
 
@@ -41,7 +41,7 @@ class Decoder:
         return list(self.block.parameters())
 
     def after(self) -> list[Parameter]:
-        """The parameters after the blocks: the final norm, and the head's matrix unless it is the token embedding's."""
+        """The parameters after the blocks: the final norm, and the head's matrix unless it is shared with the embedding."""
         return list(self.head.parameters())
 
 

@@ -1,7 +1,7 @@
-"""How queries, keys and values come from the QKV: as views, normed, or turned by rotary positions.
+"""How queries, keys and values are made from the QKV projection's result: as views, normed, or turned by rotary positions.
 
-Symbols: B sequences of T tokens, a heads of queries, k heads of keys and values, D width of a head, c bytes of the compute
-dtype. Of the QKV [B, T, a + 2k, D] autograd keeps for the backward pass:
+Symbols: B sequences of T tokens, a heads of queries, k heads of keys and values, D width of a head, c bytes of the
+compute dtype. The table shows what autograd keeps of the QKV [B, T, a + 2k, D] for the backward pass:
 
 ==================  ===================================================================================================
 as views            nothing more than attention keeps: queries, keys and values are the QKV itself
@@ -25,9 +25,10 @@ class HeadNorm(Layer):
     def record(self, r: Recorder, x: Value, shape: AttentionShape, heads: int, numerics: Numerics) -> Value:
         """Record the norm of a view [B, T, heads, D] of the QKV.
 
-        CUDA's kernel copies its input and the gradient before it, unless they are contiguous (torch's
-        ``layer_norm_kernel.cu: _fused_rms_norm_cuda``). Bytes moved per element, in units of c: forward, the copy (2), a
-        read and a write; backward, the copy (2), three reads and a write, and for the weight's gradient two reads and more.
+        CUDA's kernel copies its input and the incoming gradient, unless they are contiguous (torch's
+        ``layer_norm_kernel.cu: _fused_rms_norm_cuda``). Bytes moved per element, in units of c: forward, the copy (2),
+        a read and a write; backward, the copy (2), three reads and a write, and for the weight's gradient at least two
+        reads.
         """
         size = Size(shape.element * heads * shape.tokens * shape.width)
         cast = numerics.weights != shape.element
@@ -57,7 +58,7 @@ class HeadNorm(Layer):
 def record_heads(
     r: Recorder, shape: AttentionShape, qkv: Value, norms: tuple[HeadNorm, ...], numerics: Numerics
 ) -> tuple[Value, Value, Value]:
-    """Record how queries [B, T, a, D], keys and values [B, T, k, D] come from the QKV, whose name goes.
+    """Record how queries [B, T, a, D], keys and values [B, T, k, D] are made from the QKV, and release the QKV's name.
 
     The backward pass joins their three gradients in one copy, whatever their layout.
 
@@ -65,7 +66,7 @@ def record_heads(
         r: the recorder, inside a scope, which holds the results.
         shape: the sizes.
         qkv: [B, T, a + 2k, D].
-        norms: the norms of queries and keys; empty: there are none.
+        norms: the norms of queries and keys; empty: the model has none.
         numerics: the dtypes.
     """
     sizes = shape.result, shape.keys, shape.keys
@@ -91,11 +92,11 @@ def record_heads(
 
 
 def _record_rotation(r: Recorder, shape: AttentionShape, heads: Value, size: Size, *, passing: bool) -> Value:
-    """Record the rotation of ``heads``, ``size`` bytes, out of place; the gradient is turned back the same way.
+    """Record the rotation of ``heads`` (``size`` bytes) into a new tensor. The gradient is turned back in the same way.
 
-    Besides its result it makes an fp32 copy of what is turned, unless that is fp32, and half of the result in fp32. It reads
-    and writes, in bytes for each number turned: the copy (c + 4), and for one half after the other a product (8), a product
-    added to it (12) and a copy into the result (4 + c).
+    Besides its result it makes an fp32 copy of the numbers that are turned, unless they are fp32, and half of the
+    result in fp32. In bytes for each number, it reads and writes the copy (c + 4), and then for each half a product
+    (8), a product that is added to it (12) and a copy into the result (4 + c).
     """
     c, numel = shape.element, size.per_sequence // shape.element
     turned = numel * shape.rotated // shape.width

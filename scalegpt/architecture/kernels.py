@@ -1,7 +1,7 @@
 """The temporary memory that CUDA's kernels allocate while they run, besides their results.
 
-The planner counts this memory. The trace of a step (:mod:`scalegpt.tracing`) runs no kernels, since its tensors have no data,
-so it reads the sizes here too. The sizes follow the source of torch 2.13 and have not been measured on a card yet:
+The planner counts this memory. The trace of a step (:mod:`scalegpt.tracing`) uses the same sizes, since it runs no
+kernels: its tensors have no data. The sizes follow the source of torch 2.13 and have not been measured on a card yet:
 
 ==================  ===================================================================================================
 kernel              source in ``aten/src/ATen/native``
@@ -32,7 +32,7 @@ EFFICIENT_WIDE = 128
 EFFICIENT_BLOCKS = 200
 """The most thread blocks over which the memory-efficient kernel spreads the fp32 sums of dK and dV for wide heads."""
 EMBEDDING_UNSORTED = 3072
-"""Up to this many tokens the embedding's backward adds gradients without sorting them, and allocates nothing."""
+"""Up to this many tokens, the embedding's backward pass adds gradients without sorting them, and allocates nothing."""
 EMBEDDING_ROWS = 10
 """Rows of the gradient that one thread of the embedding's sorted sum adds (``NROWS_PER_THREAD``)."""
 NORM_CHUNK = 65_536
@@ -40,7 +40,7 @@ NORM_CHUNK = 65_536
 
 
 class Heads(NamedTuple):
-    """The shape [B, a, T, D] of queries (batch, number, rows, width), the bytes of an element, and the heads of keys."""
+    """The shape [B, a, T, D] of queries (batch, heads, rows, width), the bytes of an element, and the number of key heads."""
 
     batch: int
     number: int
@@ -56,7 +56,7 @@ class Heads(NamedTuple):
 
     @property
     def expanded(self) -> int:
-        """Bytes of keys or values when each head of queries has its own, where several share a head; else 0."""
+        """Bytes of keys or values that are expanded to one head for each head of queries; 0 if heads are not shared."""
         return self.element * self.numel if self.keys < self.number else 0
 
 
@@ -66,7 +66,7 @@ def multiple(size: int, of: int) -> int:
 
 
 def attention_forward(kernel: str, heads: Heads) -> Extras:
-    """The temporary allocations of an attention kernel's forward pass; of the mem_efficient one, without expanded keys."""
+    """The temporary allocations of an attention kernel's forward pass, without the expanded keys of mem_efficient."""
     if kernel == "mem_efficient" and heads.element != 4 and heads.width > EFFICIENT_WIDE:
         return (("mem_efficient: fp32 sum of the output", 4 * heads.numel),)
     return ()
@@ -75,7 +75,7 @@ def attention_forward(kernel: str, heads: Heads) -> Extras:
 def attention_backward(kernel: str, heads: Heads) -> Extras:
     """The temporary allocations of an attention kernel's backward pass.
 
-    None for ``math``: it is a sequence of operators that allocate only what they return.
+    ``math`` has none, since its operators allocate only what they return.
     """
     if kernel == "math":
         return ()
@@ -96,7 +96,7 @@ def _flash_backward(heads: Heads) -> Extras:
 
 
 def _efficient_backward(heads: Heads) -> Extras:
-    """The allocations: row sums of dO·O; fp32 sums of dQ in tiles, each with a lock; for wide heads also of dK and dV."""
+    """The allocations: row sums of dO·O; fp32 sums of dQ in tiles with a lock each; for wide heads also sums of dK and dV."""
     narrow, half = heads.width <= 64, heads.element != 4
     queries = 64 if narrow else 128  # kBlockSizeI
     keys = 128 if half and not narrow and heads.width <= EFFICIENT_WIDE else 64  # kBlockSizeJ
@@ -120,7 +120,7 @@ def _efficient_backward(heads: Heads) -> Extras:
 
 
 def embedding_backward(tokens: int, rows: int, width: int) -> Extras:
-    """The temporary allocations of the kernel that sums ``tokens`` tokens' gradients into a table's gradient [rows, width].
+    """The temporary allocations of the kernel that sums the gradients of ``tokens`` tokens into a table [rows, width].
 
     The sums are fp32 whatever the gradients' dtype. The tokens are sorted first, which needs less memory than the sums.
     """

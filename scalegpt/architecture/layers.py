@@ -1,4 +1,4 @@
-"""The layers that parts are made of: what parameters each has, and what operations it runs.
+"""The layers of which parts consist, with their parameters and the operations that they run.
 
 Symbols: T tokens of a sequence, H width of the residual stream, c bytes of an element in the compute dtype, r bytes of an
 element in the residual stream. A layer records what the ``forward`` of the module of the same name in
@@ -29,7 +29,8 @@ class Numerics:
         weights: bytes of an element of a module's weights: 4 for fp32 weights that are cast where they are used, else c.
         kernel: the attention kernel.
         one_sequence: whether the micro batch is a single sequence.
-        packed: whether documents are packed: positions of each sequence's own, and a mask in place of the causal one.
+        packed: whether documents are packed: each sequence then has its own positions, and a mask replaces the causal
+            one.
     """
 
     compute: int
@@ -69,12 +70,12 @@ class Layer:
 
 
 class Linear(Layer):
-    """A linear layer: a matrix [outputs, inputs], and perhaps a bias."""
+    """A linear layer: a matrix [outputs, inputs], and a bias if the model has biases."""
 
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, passing: bool = False) -> Value:
         """Record the linear layer: [T, inputs] → [T, outputs].
 
-        Autograd keeps the input and, if the weight is cast, the cast. The backward pass has two matmuls.
+        Autograd keeps the input and, if the weight is cast, the cast weight. The backward pass has two matmuls.
 
         Args:
             r: the recorder.
@@ -117,8 +118,9 @@ class Norm(Layer):
     def record(self, r: Recorder, x: Value, tokens: int, numerics: Numerics, *, follows_sum: bool = False) -> Value:
         """Record the norm: [T, H] in the residual stream's dtype → [T, H] in the compute dtype, with fp32 statistics.
 
-        The weights are cast to the input's dtype, and autograd keeps the casts. ``follows_sum``: a residual sum comes right
-        before the norm, and a compiled block fuses both, so that the norm does not read its input from memory.
+        The weights are cast to the input's dtype, and autograd keeps the casts. ``follows_sum`` says that a residual
+        sum comes directly before the norm. A compiled block fuses both, so the norm does not read its input from
+        memory.
         """
         c, residual, width = numerics.compute, numerics.residual, self.dims[0].size
         numel = tokens * width
@@ -195,7 +197,9 @@ def record_relu2(r: Recorder, x: Value, numel: int, width: int) -> Value:
 
 
 def record_gated(r: Recorder, x: Value, numel: int, width: int) -> Value:
-    """Record the product of an activated gate and ``up``, of ``numel`` elements each per sequence, both held by ``x``.
+    """Record the product of an activated gate and ``up``.
+
+    Both have ``numel`` elements per sequence and are halves of ``x``.
 
     Autograd keeps ``x`` alone. Bytes moved per element of the product, in units of ``width``: forward, the activation reads
     and writes 1 each, and the product reads 2 and writes 1; backward, the activation again (2), its product with the
@@ -221,5 +225,6 @@ ACTIVATIONS: dict[str, Callable[[Recorder, Value, int, int], Value]] = {
     "swiglu": record_gated,
     "geglu": record_gated,
 }
-"""Value of the setting ``activation`` → the function that records what is between the matmuls of the feed-forward layer, for
-results of so many elements per sequence and so many bytes each."""
+"""Value of the setting ``activation`` → the function that records the operations between the feed-forward layer's
+matmuls. Its arguments include the result's elements per sequence and the bytes of an element.
+"""

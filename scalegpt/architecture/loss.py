@@ -15,12 +15,15 @@ from scalegpt.config.train import LOSS_ROWS, TrainConfig
 
 KERNELS_OF_FULL_LOSS = 14
 KERNELS_OF_CHUNK, KERNELS_OF_ROWS, KERNELS_OF_ROWS_COMPILED = 5, 18, 4
-"""Number of kernels that the loss starts: over full logits; for a chunk's matmuls; for each :data:`LOSS_ROWS` rows of a chunk
-between its matmuls, in eager mode and compiled."""
+"""Numbers of kernels that the loss starts: for full logits; for a chunk's matmuls; and for each :data:`LOSS_ROWS` rows
+of a chunk between its matmuls, in eager mode and compiled.
+"""
 
 CAPPING = 52, 6
-"""Bytes moved per logit, and kernels, that a soft cap adds in eager mode: a quotient, tanh and a product in fp32, each with
-its derivative. In the chunked loss, where logits are cast to fp32 anyway, the cap adds 8 bytes and 2 kernels fewer."""
+"""Bytes moved per logit, and number of kernels, that a soft cap adds in eager mode: a quotient, tanh and a product in
+fp32, each with its derivative. The chunked loss already has fp32 logits, so there the cap adds 8 bytes and 2 kernels
+less.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class LossPart:
         return (self._record_full if self.kind == "full" else self._record_chunked)(r, hidden, tokens, numerics)
 
     def _record_full(self, r: Recorder, hidden: Value, tokens: int, numerics: Numerics) -> Value:
-        """Record the logits, their fp32 copy and the log-softmax; of these three autograd keeps the log-softmax."""
+        """Record the logits, their fp32 copy and the log-softmax. Autograd keeps only the log-softmax."""
         numel, c = tokens * self.model.vocab_size, numerics.compute
         size, exact = Size(c * numel), Size(FP32 * numel)
         with r.scope():
@@ -102,13 +105,13 @@ class LossPart:
     def cost(self, tokens: int, numerics: Numerics, *, compiled: bool) -> Cost:
         """The work of head and loss for one micro batch, forward and backward pass together.
 
-        Bytes moved per logit: one matmul writes the logit, and two read it or its gradient (3c). Between the matmuls the
-        chunked loss casts to fp32 (c + 4), takes the maximum (4) and the softmax in place (8), looks for the softmax's
-        maximum (4), clears the rows of ignored targets (8) and casts back (4 + c). Compiled, the
-        chunked loss reads logits twice and writes once there (3c). The full loss casts to fp32 (c + 4), takes the
-        log-softmax (8), makes the gradients of the mean (4) and of the log-softmax (12), and casts back (4 + c). In fp32
-        nothing is cast. Each chunk adds V·H numbers to the head's fp32 gradient. The matmuls write logits, the gradient of
-        the hidden states, and for each chunk a gradient of the head.
+        Bytes moved per logit: one matmul writes the logit, and two read it or its gradient (3c). Between the matmuls
+        the chunked loss casts to fp32 (c + 4), takes the maximum (4) and the softmax in place (8), looks for the
+        softmax's maximum (4), clears the rows of ignored targets (8) and casts back (4 + c). A compiled chunked loss
+        reads logits twice and writes them once (3c). The full loss casts to fp32 (c + 4), takes the log-softmax (8),
+        makes the gradients of the mean (4) and of the log-softmax (12), and casts back (4 + c). In fp32 nothing is
+        cast. Each chunk adds V·H numbers to the head's fp32 gradient. The matmuls write logits, the gradient of the
+        hidden states, and for each chunk a gradient of the head.
 
         Args:
             tokens: n, tokens of the micro batch.

@@ -4,8 +4,8 @@ A part of the model records its operations on a :class:`Recorder`, in the order 
 that the module runs. The record is data: the planner simulates it forward and backward (:mod:`scalegpt.planner.memory.tape`),
 and adds up its costs (:mod:`scalegpt.planner.time.work`).
 
-Everything but the micro batch size B is fixed when a part records: a :class:`Size` is ``per_sequence``·B + ``fixed`` bytes.
-So one record serves every B.
+Only the micro batch size B is open when a part records: a :class:`Size` is ``per_sequence``·B + ``fixed`` bytes. One
+record therefore serves every B.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
         fused: bytes that memory-bound kernels read and write in a compiled block.
         kernels: number of kernels started in eager mode.
         fused_kernels: number of kernels started in a compiled block.
-        outputs: elements that matrix products write. Gradients of weights, whose number does not grow with the sequences, are
+        outputs: elements that matrix products write. Gradients of weights do not grow with the sequences and are
             counted elsewhere.
     """
 
@@ -73,8 +73,8 @@ class Value:
     """A tensor of the forward pass.
 
     Attributes:
-        size: bytes of the tensor's own memory; none for a view.
-        base: the tensor whose memory a view shares; None: the tensor is no view.
+        size: bytes of the tensor's own memory; 0 for a view.
+        base: the tensor whose memory a view shares; None: the tensor is not a view.
     """
 
     size: Size = NOTHING
@@ -82,7 +82,7 @@ class Value:
 
     @property
     def storage(self) -> "Value":
-        """The tensor that owns the memory: this tensor or, if it is a view, the tensor behind the view."""
+        """The tensor that owns the memory: this tensor, or the tensor behind it if it is a view."""
         value = self
         while value.base is not None:
             value = value.base
@@ -95,8 +95,8 @@ class Gradient:
 
     Attributes:
         size: bytes allocated for the gradient; None: nothing is allocated.
-        reuses: where ``size`` is None, the saved result whose memory becomes the gradient; None: the incoming gradient is
-            passed on as it is.
+        reuses: if ``size`` is None, the saved result whose memory becomes the gradient; None: the incoming gradient is
+            passed on unchanged.
     """
 
     size: Size | None = None
@@ -112,14 +112,16 @@ class Operation:
 
     Attributes:
         name: a label for people.
-        inputs: the tensors that gradients flow back to.
+        inputs: the tensors to which gradients flow back.
         gradients: one for each input, in the order in which the backward pass allocates them.
         results: the result first, then the other tensors that the kernel returns (statistics, masks).
         part: :data:`MATMULS`, :data:`ATTENTION` or :data:`ELEMENTWISE`, under which the operation's time is counted.
         copies: weights cast to the compute dtype for this operation, alive while it runs.
         saves: inputs, results and copies that autograd keeps until the backward pass.
-        parameter: the name, inside its part of the model, of the matrix that the operation multiplies by or looks up in.
-        weight: elements of this matrix; 0: there is none. Its gradient is made before the gradients of the inputs.
+        parameter: the name, inside its part of the model, of the matrix with which the operation multiplies, or in
+            which it looks up rows.
+        weight: elements of this matrix; 0: the operation has no matrix. Its gradient is made before the gradients of
+            the inputs.
         weight_gradient: a saved result whose memory becomes the matrix's gradient; None: the gradient is allocated.
         is_expensive: whether selective recompute keeps the results instead of computing them again.
         workspace: temporary allocations of the forward kernel.
@@ -177,7 +179,7 @@ class Recorder:
 
         Args:
             operation: the operation.
-            passing: inputs that Python drops when the call is over, since they are results of other calls and have no name.
+            passing: inputs that Python frees after the call, since they are results of other calls and have no name.
         """
         self.entries.append(operation)
         for value in passing:
@@ -185,7 +187,10 @@ class Recorder:
         return operation.results[0]
 
     def new(self, name: str, x: Value, size: Size, gradient: Size, *, passing: bool = False) -> Value:
-        """Record an operation that saves nothing: its result has ``size`` bytes, the gradient of ``x`` ``gradient`` bytes."""
+        """Record an operation that saves nothing.
+
+        Its result has ``size`` bytes, and the gradient of ``x`` has ``gradient`` bytes.
+        """
         made = Operation(name, (x,), (Gradient(gradient),), (Value(size),))
         return self.run(made, passing=(x,) if passing else ())
 

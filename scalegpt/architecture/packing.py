@@ -1,4 +1,4 @@
-"""What packing documents adds to a micro batch's memory: positions and a mask, which all blocks share.
+"""The memory that packing documents adds to a micro batch: positions and a mask, which all blocks share.
 
 :mod:`scalegpt.model.packing` makes them. Symbols: B sequences of the micro batch, T tokens of a sequence, R numbers of a head
 that are rotated, c bytes of the compute dtype.
@@ -10,22 +10,24 @@ from scalegpt.architecture.layers import FP32
 from scalegpt.config import ModelConfig
 
 MASK_ALIGNED = 8
-"""A mask's row is in memory a multiple of so many elements; torch's memory-efficient kernel copies other masks
-(``attention.cpp: preprocess_mask``)."""
+"""The rows of a mask are padded in memory to a multiple of this many elements, since torch's memory-efficient kernel
+would copy other masks (``attention.cpp: preprocess_mask``).
+"""
 
 _INT64 = 8
 
 
 @dataclass(frozen=True)
 class PackingSizes:
-    """Bytes of what a micro batch of packed documents holds from its embedding to its first block's backward pass.
+    """Bytes that a micro batch of packed documents holds from its embedding to the backward pass of its first block.
 
     Attributes:
         positions: int64 [B, T]; learned positions keep them for their backward pass.
         mask: [B, 1, T, T] in the compute dtype, with aligned rows.
         turns: the rows of the rotary table, fp32 [B, T, R]; 0 without rotary positions.
-        finding: temporaries while positions are found: four tensors of their size.
-        masking: temporaries beside the mask: the first places [B, T] of documents, and a byte for each pair of tokens.
+        finding: temporaries of finding the positions: four tensors of their size.
+        masking: temporaries of making the mask: the first position of each token's document [B, T], and a byte for each
+            pair of tokens.
     """
 
     positions: int

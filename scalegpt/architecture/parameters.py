@@ -1,4 +1,4 @@
-"""Parameters, with dimensions in numbers and in symbols, and formulas for their numbers of elements."""
+"""Parameters, with dimensions in numbers and in symbols, and formulas for counting their elements."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ SYMBOLS = {
     "k": "heads of keys and values",
     "D": "head width",
 }
-"""Symbol of a size, a single letter → what it is. A product names its symbols in this order."""
+"""Symbol of a size, a single letter → its meaning. Products name their symbols in this order."""
 
 _ORDER = "".join(SYMBOLS)
 
@@ -34,7 +34,7 @@ class Dim(NamedTuple):
 
     @classmethod
     def of(cls, symbol: str, size: int) -> "Dim":
-        """A dimension that has a symbol of its own, one of :data:`SYMBOLS`."""
+        """A dimension with its own symbol, one of :data:`SYMBOLS`."""
         return cls(size, ((symbol, 1),))
 
     def times(self, other: "int | Dim") -> "Dim":
@@ -43,7 +43,7 @@ class Dim(NamedTuple):
         return Dim(self.size * size, _product(self.terms, terms))
 
     def plus(self, other: "Dim") -> "Dim":
-        """The sum of two dimensions, such as of the rows of two matrices that are stored as one."""
+        """The sum of two dimensions, for example the rows of two matrices that are stored as one."""
         return Dim(self.size + other.size, _collected([*self.terms, *other.terms]))
 
 
@@ -72,7 +72,7 @@ class Parameter(NamedTuple):
 
 
 def formula(parameters: Iterable[Parameter]) -> str:
-    """The number of elements of several parameters in symbols, such as ``12·H² + 2·H``; ``0`` for none."""
+    """The number of elements of several parameters in symbols, for example ``12·H² + 2·H``; ``0`` without parameters."""
     terms: list[tuple[str, int]] = []
     for parameter in parameters:
         numel: Terms = (("", 1),)

@@ -1,4 +1,4 @@
-"""The parts of a decoder: embeddings, block, head; what parameters each has, and what operations it runs.
+"""The parts of a decoder (embeddings, block, head), with their parameters and the operations that they run.
 
 Symbols: T tokens of a sequence, H width of the residual stream, F width of the feed-forward layer. A part records what the
 ``forward`` of the module of the same name in :mod:`scalegpt.model` does, including how long its Python names keep
@@ -26,12 +26,12 @@ def width_of(model: ModelConfig) -> Dim:
 
 
 def inner_of(model: ModelConfig) -> Dim:
-    """F, the width of the feed-forward layer; 4·H where it is that wide."""
+    """F, the width of the feed-forward layer, as a dimension; in symbols 4·H if it has that width."""
     return width_of(model).times(4) if model.inner_width == 4 * model.n_embd else Dim.of("F", model.inner_width)
 
 
 def heads_of(model: ModelConfig) -> tuple[Dim, Dim]:
-    """The width of all queries together, a·D, and that of all keys, k·D; each H where it is that wide by definition."""
+    """The width of all queries together, a·D, and of all keys together, k·D; each is H if it equals H by definition."""
     if model.head_size is None and model.kv_heads == model.n_head:
         return width_of(model), width_of(model)
     head, keys = Dim.of("D", model.head_width), Dim.of("k", model.kv_heads)
@@ -64,7 +64,7 @@ class Part:
 class Attention(Part):
     """Causal self-attention: one matmul for queries, keys and values, attention, and a projection.
 
-    The QKV's rows are those of all queries' heads, then of all keys' heads, then of all values' heads.
+    The rows of the QKV matrix are those of all query heads, then of all key heads, then of all value heads.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -137,12 +137,12 @@ class Block(Part):
 
 @dataclass(frozen=True)
 class Embedding:
-    """The token embedding and, where positions are learned, their embedding; both are summed."""
+    """The token embedding and, if positions are learned, the position embedding, which is added to it."""
 
     model: ModelConfig
 
     def parameters(self) -> Iterator[Parameter]:
-        """The tables: token embedding [V, H] and, where positions are learned, position embedding [T, H]."""
+        """The tables: token embedding [V, H] and, if positions are learned, position embedding [T, H]."""
         width = width_of(self.model)
         yield Parameter(TOKENS, (vocabulary_of(self.model), width), "token embedding")
         if self.model.position == "learned":
@@ -166,10 +166,10 @@ class Embedding:
             return record_dropout(r, x, numel, residual) if model.dropout else x
 
     def _positions(self, r: Recorder, tokens: int, numel: int, numerics: Numerics) -> tuple[Value, Gradient]:
-        """Record the lookup of the positions, once for all sequences; return the rows and the gradient that the sum makes.
+        """Record the lookup of the positions, once for all sequences; return the rows and their gradient in the sum.
 
-        Packed sequences have positions of their own, which :mod:`scalegpt.architecture.packing` counts. Then the rows'
-        gradient is that of the sum.
+        Packed sequences have their own positions, which :mod:`scalegpt.architecture.packing` counts. The gradient of
+        their rows is the gradient of the sum.
         """
         rows = self.model.block_size
         if numerics.packed:

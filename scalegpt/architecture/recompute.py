@@ -1,4 +1,4 @@
-"""Which operations of a block recompute (activation checkpointing) runs again, and which results its selective policy keeps.
+"""Which operations of a block recompute (activation checkpointing) runs again, and which results its selective form keeps.
 
 ``torch.utils.checkpoint`` runs the block's forward pass again in the backward pass, up to the last tensor that autograd
 needs. Selective recompute keeps the results of those expensive operations that would otherwise run again.
@@ -14,17 +14,20 @@ from scalegpt.config import ModelConfig
 
 
 def saves_its_own(op: Operation) -> bool:
-    """Whether autograd saves a result of the operation. Then recompute must run it; else it can stop at its inputs."""
+    """Whether autograd saves a result of the operation.
+
+    If so, recompute must run it; otherwise it can stop at its inputs.
+    """
     return any(value in op.results for value in op.saves)
 
 
 def last_saving(operations: Sequence[Operation]) -> Operation:
-    """The last operation for which autograd saves a tensor; recompute stops there. If there is none, the last operation."""
+    """The last operation for which autograd saves a tensor, where recompute stops; without one, the last operation."""
     return next((op for op in reversed(operations) if op.saves), operations[-1])
 
 
 def recomputed(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """The operations that run again: all before the last saving one, and this last one if autograd saves its result."""
+    """The operations that run again: all before :func:`last_saving`'s, and that one too if autograd saves its result."""
     last = last_saving(operations)
     return tuple(operations[: operations.index(last) + saves_its_own(last)])
 

@@ -1,8 +1,9 @@
 """The ranks of a run, and the backends, which train a model on them behind one interface.
 
 Start with ``base.py``, the interface. ``plain.py``, ``fsdp.py`` and ``deepspeed/engine.py`` implement it, and what each
-backend can do is in :mod:`scalegpt.config.backends`. ``world.py`` connects the ranks, by a store from ``meeting.py``.
-May import ``model``, ``planner``, ``data`` and everything below them; nothing of ``training`` or ``checkpoint``.
+backend can do is in :mod:`scalegpt.config.backends`. ``world.py`` connects the ranks through a store from
+``meeting.py``. May import ``model``, ``planner``, ``data`` and everything below them, but neither ``training`` nor
+``checkpoint``.
 """
 
 from pkgutil import resolve_name
@@ -38,7 +39,7 @@ def build_model(run: RunConfig, *, compiled: bool, device: torch.device | None =
     Args:
         run: a run whose precision is resolved.
         compiled: compile each block, and in the chunked loss the work between the matmuls.
-        device: the device that the model will run on, for which the attention is chosen; None: torch's attention.
+        device: the device on which the model will run; it decides which attention is used. None: torch's attention.
     """
     train = run.train
     with torch.device("meta"):

@@ -3,13 +3,13 @@
 A backend holds the model, its shards and its optimizer. The trainer uses only the interface, :class:`Backend`, and does not
 know which backend it is.
 
-The canonical state is the same whatever the layout: for each parameter, by its name in the unwrapped model, the fp32 master
-weight and the fp32 tensors that the optimizer keeps, such as AdamW's two moments. Each tensor is treated as flattened, last
-dimension fastest, and a rank holds contiguous ranges of the flattened tensor (:class:`Piece`):
+The canonical state does not depend on the layout. For each parameter, by its name in the unwrapped model, it has the
+fp32 master weight and the fp32 tensors that the optimizer keeps, for example AdamW's two moments. Each tensor is
+treated as flattened in row-major order, and a rank holds contiguous ranges of it (:class:`Piece`):
 
 - FSDP2 cuts tensors into rows: a rank's shard is one range;
-- ZeRO-1 and -2 lay a group's parameters end to end and cut the whole into equal parts: a rank holds many tensors whole, and
-  parts of at most two per group;
+- ZeRO-1 and -2 concatenate a group's parameters and cut the result into equal parts: a rank holds many whole tensors,
+  and parts of at most two tensors per group;
 - ZeRO-3 cuts every flattened tensor into equal parts;
 - replicas hold the same pieces, and each replica writes an equal part of every piece.
 
@@ -41,7 +41,10 @@ ALL_KEYS = (WEIGHT, *STATE_NAMES)
 """All keys of canonical tensors; :meth:`Backend.keys_of` gives a parameter's keys."""
 
 LR_RATIO = "lr_ratio"
-"""Key in an optimizer's group of the ratio of the group's learning rate to the schedule's; the default is 1."""
+"""The key, in an optimizer's group, of the ratio of the group's learning rate to the schedule's.
+
+The default ratio is 1.
+"""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,8 +86,8 @@ class StepResult:
     """The result of an optimizer step.
 
     Attributes:
-        grad_norm: global norm of the gradients before clipping. Infinity if DeepSpeed found it not to be finite. NaN if
-            DeepSpeed did not compute it, because the caller refused the step.
+        grad_norm: global norm of the gradients before clipping. With DeepSpeed it is infinity if the norm is not
+            finite, and NaN if the caller refused the step, so that no norm was computed.
         skipped: whether the step was skipped on all ranks, because a gradient was not finite or the caller refused the step.
             Weights, moments and step counts are then unchanged.
     """
@@ -125,7 +128,7 @@ class LossScaler:
         return cls(scale=2.0**16, dynamic=True) if precision == "fp16" else cls()
 
     def update(self, overflow: bool) -> None:
-        """Adapt the scale after a step; ``overflow`` is whether the step's gradient norm was not finite."""
+        """Adapt the scale after a step. ``overflow`` says that the step's gradient norm was not finite."""
         if not self.dynamic:
             return
         self.good_steps = 0 if overflow else self.good_steps + 1
@@ -136,7 +139,7 @@ class LossScaler:
 
 
 class Backend(ABC):
-    """A backend: it holds the model, the shards and the optimizer of a process.
+    """A backend, which holds the model, the shards and the optimizer of a process.
 
     Attributes:
         model: the GPT, wrapped in place; if it is sharded, all ranks must call it together.
@@ -162,7 +165,7 @@ class Backend(ABC):
 
     @abstractmethod
     def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
-        """Forward and backward over one micro batch [B, T].
+        """Run the forward and backward pass of one micro batch [B, T].
 
         Args:
             tokens: int64 ids [B, T], on the backend's device.
@@ -181,9 +184,9 @@ class Backend(ABC):
 
         Args:
             learning_rate: the schedule's learning rate at this step.
-            may_step: returns whether the caller allows the step. The backend calls it just before or after it waits for the
-                device, so that the caller can read the loss without another wait. If the result is False, nothing changes,
-                not even the loss scale.
+            may_step: returns whether the caller allows the step. The backend calls it when it waits for the device
+                anyway, so that the caller can read the loss without another wait. If the result is False, nothing
+                changes, not even the loss scale.
         """
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
@@ -193,7 +196,7 @@ class Backend(ABC):
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss over one batch [B, T] without gradients; all ranks must call it together."""
+        """Compute the mean loss over one batch [B, T] without gradients; all ranks must call it together."""
         self.model.eval()
         try:
             return self.forward(tokens, targets)
@@ -208,7 +211,7 @@ class Backend(ABC):
     # --- canonical state ---------------------------------------------------------------------------------------------
 
     def group_of(self, name: str) -> UpdateGroup:
-        """How the optimizer updates a parameter, and the names of the states that it keeps for the parameter."""
+        """The update group of a parameter: how the optimizer updates it, and which states it keeps for it."""
         return self.run.train.optimizer_spec.group_of(kind_of(name, self.model.shapes[name]))
 
     def keys_of(self, name: str) -> tuple[str, ...]:
@@ -223,8 +226,8 @@ class Backend(ABC):
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """Yield the pieces of the canonical state on this rank, none of them empty, as views of masters and states.
 
-        The pieces come in the order of the model's parameters. Nothing is communicated; ranks may call this at different
-        times. States that the optimizer has not made yet are made first, of zeros.
+        The pieces come in the order of the model's parameters. Nothing is communicated, so ranks may call this at
+        different times. States that the optimizer has not made yet are first made, filled with zeros.
 
         Args:
             keys: keys of the wanted tensors; keys that a parameter does not have (:meth:`keys_of`) are ignored.
@@ -232,7 +235,7 @@ class Backend(ABC):
 
     @abstractmethod
     def set_steps(self, steps: int) -> None:
-        """Set the number of steps that the optimizer counts as taken; does nothing for an optimizer without a count."""
+        """Set the optimizer's count of taken steps. Does nothing for an optimizer without a count."""
 
     @abstractmethod
     def refresh(self) -> None:
@@ -312,7 +315,7 @@ def empty_state(optimizer: Optimizer, parameter: Tensor, group: UpdateGroup) -> 
 
 
 def fill_step_counts(optimizer: Optimizer, steps: int) -> None:
-    """Set an optimizer's step counters; does nothing for an optimizer without counters."""
+    """Set an optimizer's step counters. Does nothing for an optimizer without counters."""
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].fill_(steps)

@@ -54,7 +54,7 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         if reason.startswith("No viable backend"):  # torch then lists kernels as disabled: by us, above
-            reason = "torch has no kernel for this"
+            reason = "torch has no kernel for it"
         with_dropout = " with dropout" if dropout else ""
         raise InputError(
             f"attention {name} does not run here ({device_name(device)}, {precision}, heads of {head_size}"
@@ -63,12 +63,12 @@ def check_attention(name: str, precision: str, device: torch.device, head_size: 
 
 
 def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dropout: bool) -> ByMatmuls:
-    """Which passes, if any, :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` computes in place of torch's SDPA.
+    """The passes that :func:`~scalegpt.model.cpu.matmul_attention.matmul_attention` computes in place of torch's SDPA.
 
-    With ``auto`` it computes the passes in which it was measured to be faster than SDPA. In bf16 on a processor with
-    AVX-512's bf16 instructions, these are forward and backward. If the processor also has AMX, which SDPA's forward uses, it
-    is only the backward. On any other device it is neither. Nothing is timed at run time, so that a resumed run computes the
-    same.
+    With ``auto`` these are the passes in which it was measured to be faster than SDPA. In bf16 on a processor with
+    AVX-512's bf16 instructions, it computes forward and backward. If the processor also has AMX, which SDPA's forward
+    pass uses, it computes only the backward. On any other device it computes neither. Nothing is timed at run time, so
+    a resumed run computes the same.
 
     Args:
         name: the setting ``attention``.
@@ -83,9 +83,10 @@ def attention_by_matmuls(name: str, precision: str, device: torch.device, *, dro
 
 
 def expands_keys(name: str, precision: str, device: torch.device, model: ModelConfig) -> bool:
-    """Whether grouped keys and values must be expanded, since the attention kernel for them takes no groups.
+    """Whether grouped keys and values must be expanded, because the attention kernel takes no groups.
 
-    That is torch's memory-efficient kernel. With ``auto`` it is taken if torch's kernels that take groups cannot be used.
+    Torch's memory-efficient kernel takes none. With ``auto`` torch uses it if the kernels that take groups cannot be
+    used.
     """
     if model.kv_heads == model.n_head or device.type != "cuda":
         return False
@@ -119,7 +120,7 @@ def resolve_compile(wanted: str, device: torch.device) -> tuple[bool, str | None
 
 
 def _lacking_c_compiler() -> str | None:
-    """Why Triton finds no C compiler, with which it builds its launchers; None if it finds one."""
+    """Why Triton finds no C compiler, which it needs to build its launchers; None if it finds one."""
     named = os.environ.get("CC")
     if named is not None:
         return None if shutil.which(named) else f"the compiler CC={named} does not exist"
@@ -127,7 +128,10 @@ def _lacking_c_compiler() -> str | None:
 
 
 def _lacking_compiler() -> str | None:
-    """Why torch finds no C++ compiler; None if it finds one. Torch's own search is used, which runs each compiler."""
+    """Why torch finds no C++ compiler; None if it finds one.
+
+    This runs torch's own search, which starts each compiler.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -8,9 +8,9 @@ stage  weights between forward and backward                   gradients while ac
 3      gathered for each block, forward and backward          reduce-scattered after every micro batch
 =====  =====================================================  =================================================
 
-Stages 0 and 2 do not communicate in inner micro steps, at the cost of whole fp32 gradients on each rank. Stage 3 keeps only
-shards of gradients. fp32 masters and moments are sharded at stages 2 and 3. The model computes in the run's precision.
-Gradients are reduced in fp32.
+Stages 0 and 2 communicate only in the first and the last micro step, but hold whole fp32 gradients on each rank. Stage
+3 keeps only shards of gradients. fp32 masters and moments are sharded at stages 2 and 3. The model computes in the
+run's precision. Gradients are reduced in fp32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -92,7 +92,10 @@ class FSDPBackend(TorchBackend):
         root.set_is_last_backward(last or self.stage == 3)
 
     def sum_over_shards(self, square: Tensor) -> Tensor:
-        """See :meth:`TorchBackend.sum_over_shards`; without shards every rank has the whole gradient: no sum is needed."""
+        """See :meth:`TorchBackend.sum_over_shards`.
+
+        Without shards every rank has the whole gradient, so no sum is needed.
+        """
         return self.world.sum(square) if self.mesh.shards > 1 else square
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
@@ -101,13 +104,16 @@ class FSDPBackend(TorchBackend):
         yield from super().held(keys)
 
     def refresh(self) -> None:
-        """Free gathered weights, which an evaluation may leave, so that the modules' parameters are the shards again."""
+        """Free the gathered weights that an evaluation may leave, so that the modules' parameters are the shards again."""
         for module in (self.model, *self.model.blocks):
             assert isinstance(module, FSDPModule)
             module.reshard()
 
     def first_element(self, parameter: nn.Parameter) -> int:
-        """See :meth:`TorchBackend.first_element`; each shard has ⌈rows / shards⌉ rows, the last shards fewer or none."""
+        """See :meth:`TorchBackend.first_element`.
+
+        Each shard has ⌈rows / shards⌉ rows; the last shards may have fewer or none.
+        """
         rows = parameter.shape[0]
         first_row = min(self.shard * -(-rows // self.mesh.shards), rows)
         return first_row * (parameter.numel() // rows)

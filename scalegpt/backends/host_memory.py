@@ -1,8 +1,9 @@
-"""Keep the memory that a training process on the CPU frees, for its next step.
+"""Lets a training process on the CPU keep freed memory for its next step.
 
-glibc returns large blocks to the kernel when they are freed, and the next step allocates the same sizes again: page by page,
-each zeroed in a page fault. CUDA's caching allocator keeps memory for the same reason. ``benchmarks/compare_peers.py``
-times a plain training loop that returns freed memory or, with ``--keep_memory``, one that keeps it.
+glibc returns large blocks to the kernel when they are freed. The next step allocates the same sizes again, and each
+page costs a page fault and is zeroed. CUDA's caching allocator keeps memory for the same reason.
+``benchmarks/compare_peers.py`` times a plain training loop that returns freed memory or, with ``--keep_memory``, one
+that keeps it.
 """
 
 import ctypes
@@ -14,18 +15,18 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 TRIM_BYTES, MMAP_BYTES, MMAPS = 64 * 2**20, 4 * 2**20, 65_536
 """The settings of :func:`give_back_freed_memory`.
 
-A block of 4 MiB or more is returned to the kernel when it is freed. The heap's end is returned when more than 64 MiB of it
-are free. The largest number of such blocks is glibc's default (``DEFAULT_MMAP_MAX``).
+A block of 4 MiB or more is returned to the kernel when it is freed. The end of the heap is returned when more than 64
+MiB there are free. The largest number of such blocks is glibc's default (``DEFAULT_MMAP_MAX``).
 """
 
 NEVER = -1
-"""The trim threshold with which the heap's end is never returned."""
+"""The trim threshold with which the end of the heap is never returned."""
 
 
 def keep_freed_memory() -> bool:
-    """Allocate large blocks on the heap, as small ones are, and never return the heap's end to the kernel.
+    """Allocate large blocks on the heap, like small ones, and never return the end of the heap to the kernel.
 
-    The process then keeps the memory of its peak, and somewhat more because free blocks may not fit later sizes.
+    The process then keeps the memory of its peak, and a little more, because free blocks may not fit later sizes.
 
     Returns:
         Whether the C library has these settings; musl and macOS have no ``mallopt``.

@@ -1,13 +1,14 @@
-"""The store by which the ranks of a job connect: torchrun's own store, else one that rank 0 opens.
+"""The store through which the ranks of a job connect: torchrun's own store, or else one that rank 0 opens.
 
-torchrun keeps one store for all restarts, with the addresses of the ranks before the restart (torch's ``rendezvous.py`` says
-that each restart has a new store; with the default c10d rendezvous it has not). A rank that starts early reads an old address
-and fails with "Connection refused". The count of restarts does not identify a start, since agents on several machines count
-separately. So the ranks of each start first agree on a random prefix, and then use only keys of the store with this prefix.
+torchrun keeps one store for all restarts, and it still holds the addresses of the ranks before the restart. (Torch's
+``rendezvous.py`` says that each restart has a new store, but that is not so with the default c10d rendezvous.) A rank
+that starts early would read an old address and fail with "Connection refused". The count of restarts does not identify
+a start, since agents on several machines count separately. The ranks of each start therefore first agree on a random
+prefix, and then use only keys with this prefix.
 
-DeepSpeed's launcher uses port 29500 by default and does not check that it is free. Rank 0 of a second run on the machine
-would fail, and its other ranks would connect to the first run's store. So under DeepSpeed on one machine, rank 0 takes a free
-port if the given one is taken, and writes the port to a file for the other ranks.
+DeepSpeed's launcher uses port 29500 by default and does not check that it is free. Rank 0 of a second run on the
+machine would fail, and its other ranks would connect to the first run's store. To avoid this, under DeepSpeed on one
+machine rank 0 takes a free port if the given one is taken, and writes the port to a file for the other ranks.
 """
 
 import os
@@ -36,7 +37,7 @@ POLL_SECONDS = 0.05
 NOTICE_SECONDS, NOTICE_SECONDS_LAUNCHED = 3.0, 15.0
 """Seconds after which a rank reports that it is waiting for other ranks: without and with a launcher.
 
-A launcher starts all ranks itself, so that a missing rank is more likely slow than forgotten.
+A launcher starts all ranks itself, so a missing rank is probably slow. Without one, the user may have forgotten it.
 """
 
 
@@ -78,7 +79,7 @@ def _connected(address: str, port: int, ranks: Ranks, timeout: timedelta) -> TCP
 
 @contextmanager
 def notice(ranks: Ranks, awaited: str) -> Iterator[None]:
-    """Report once that this rank is waiting for ``awaited``, if the ``with`` block takes longer than some seconds."""
+    """Report once that this rank is waiting for ``awaited``, if the ``with`` block takes more than a few seconds."""
     timer = threading.Timer(_notice_seconds(), _say_waiting, (ranks, awaited))
     timer.daemon = True
     timer.start()
@@ -101,7 +102,7 @@ def _say_waiting(ranks: Ranks, awaited: str) -> None:
 
 
 def gather(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> None:
-    """Wait until all ranks have connected to a store of this start of the job alone; all ranks must call it together.
+    """Wait until all ranks are connected to a store of this start of the job; all ranks must call it together.
 
     Raises:
         RunError: a rank does not connect in time.
@@ -140,7 +141,7 @@ def _await_others(ranks: Ranks, is_here: Callable[[int], bool], timeout: timedel
 
 
 def _named(ranks: set[int]) -> str:
-    """The ranks in words, such as ``rank 1``, or ``ranks 1, 2, 3, 4, 5, 6, 7, 8 and 5 more``."""
+    """The ranks in words: ``rank 1``, or ``ranks 1, 2, 3, 4, 5, 6, 7, 8 and 5 more``."""
     first, more = sorted(ranks)[:8], len(ranks) - 8
     words = ", ".join(map(str, first)) + (f" and {more} more" if more > 0 else "")
     return f"rank {words}" if len(ranks) == 1 else f"ranks {words}"
@@ -174,7 +175,9 @@ def meet(store: Store, ranks: Ranks, timeout: timedelta, place: str) -> Store:
 
 
 def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
-    """The store of ranks that one process started on this machine; it listens at ``port``, or a free port if that is taken.
+    """The store of ranks that one process started on this machine.
+
+    It listens at ``port``, or at a free port if that is taken.
 
     Raises:
         InputError: other users can write to the folder of the file that names the port.
@@ -202,7 +205,7 @@ def own_store(ranks: Ranks, port: int, timeout: timedelta) -> Store:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the port files of jobs whose starting process has ended, as after a kill."""
+    """Remove the port files of jobs whose starting process has ended, for example after a kill."""
     for file in folder.glob("*@*.port"):
         pid, _, birth = file.stem.partition("@")
         boot, dash, ticks = birth.rpartition("-")

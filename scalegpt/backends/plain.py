@@ -1,6 +1,6 @@
 """The backend ``plain``, and the step that it shares with ``fsdp``.
 
-``plain`` trains in one process, with fp32 weights that the model casts where it uses them.
+``plain`` trains in one process, with fp32 weights that the model casts when it uses them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from scalegpt.model.gpt import GPT
 
 
 class TorchBackend(Backend):
-    """A backend whose torch optimizer updates the tensors, or the shards of tensors, that are on this rank."""
+    """A backend with a torch optimizer that updates this rank's tensors or shards of tensors."""
 
     def __init__(self, run: RunConfig, world: World, grad_accum: int) -> None:
         super().__init__(run, world, grad_accum)
@@ -47,7 +47,7 @@ class TorchBackend(Backend):
         return loss.detach()
 
     def before_micro_step(self, last: bool) -> None:
-        """Prepare a sharded model for a micro step; does nothing for a model that is not sharded."""
+        """Prepare a sharded model for a micro step. Does nothing for a model that is not sharded."""
 
     def step(self, learning_rate: float, may_step: MayStep = always) -> StepResult:
         """See :meth:`Backend.step`."""
@@ -91,7 +91,7 @@ class TorchBackend(Backend):
         fill_step_counts(self.optimizer, steps)
 
     def refresh(self) -> None:
-        """Do nothing: the model computes with the fp32 masters themselves, and casts them at each use."""
+        """Do nothing, since the model computes with the fp32 masters themselves and casts them at each use."""
 
     @property
     def scaler(self) -> LossScaler:

@@ -1,8 +1,9 @@
 """The TCP ports of a job: ScaleGPT's own, on one interface, and warnings about ports that are open on all interfaces.
 
-Whoever can reach a port of a job can end the job or change what it computes, since torch's stores and collectives have no
-authentication. If all ranks are on one machine, ScaleGPT's ports are on the loopback interface. torchrun's agent listens on
-all interfaces, and torch has no setting to change that; the agent opens no port if it keeps its store in a file.
+Anyone who can reach a port of a job can end the job or change its results, since torch's stores and collectives have no
+authentication. If all ranks are on one machine, ScaleGPT's ports are on the loopback interface. torchrun's agent
+listens on all interfaces, and torch has no setting to change that. The agent opens no port if it keeps its store in a
+file.
 """
 
 import errno
@@ -41,7 +42,8 @@ WITHOUT_PORTS = (
 def meeting_place(ranks: Ranks, known: Mapping[str, str]) -> tuple[str, int]:
     """Address and port of the ranks' store, from ``MASTER_ADDR`` and ``MASTER_PORT`` in ``known``.
 
-    If all ranks are on this machine, the address is 127.0.0.1 where the variable has the machine's name or does not resolve.
+    If all ranks are on this machine, and the variable has the machine's name or does not resolve, the address is
+    127.0.0.1.
 
     Raises:
         InputError: a variable is missing or invalid, or ``MASTER_ADDR`` does not resolve.
@@ -79,8 +81,8 @@ def listening(address: str, port: int, size: int, timeout: timedelta, *, here: b
         port: the port to listen at; 0: any free port.
         size: number of ranks.
         timeout: timeout of the store's operations.
-        here: whether all ranks are on this machine. If not, and the address is not of this machine, the network may translate
-            the address to one of this machine. The store then listens on all interfaces.
+        here: whether all ranks are on this machine. If they are not, and the address is not one of this machine, the
+            store listens on all interfaces, since the network may translate the address.
 
     Raises:
         TakenError: the port is taken.
@@ -129,7 +131,7 @@ class TakenError(InputError):
 
 
 def use_loopback() -> None:
-    """Let the collectives of a job on one machine use the loopback interface, unless the user names another one.
+    """Make the collectives of a job on one machine use the loopback interface, unless the user names another one.
 
     Raises:
         InputError: no loopback interface is up.
@@ -163,8 +165,8 @@ def _addresses_up() -> Iterator[tuple[str, Any]]:
 def public_ports(ranks: Ranks) -> list[str]:
     """A warning for each process of this job that listens on all interfaces of a machine with a network.
 
-    Called on rank 0 alone; examines the processes of rank 0 and of its torchrun agent. There is no warning for a process
-    whose sockets the system does not show.
+    Called on rank 0 only. Examines the processes of rank 0 and of its torchrun agent. A process whose sockets the
+    system does not show gets no warning.
 
     Args:
         ranks: this process's rank and the number of ranks, in the job and on this machine.
@@ -187,7 +189,7 @@ def _public_ports(ranks: Ranks) -> list[str]:
         )
         found.append(("torchrun", starter(), advice))
     return [
-        f"{who} listens on all network interfaces (port {', '.join(map(str, ports))}), and whoever reaches it can disturb "
+        f"{who} listens on all network interfaces (port {', '.join(map(str, ports))}), so other machines can disturb "
         f"the run; to avoid this, {advice}"
         for who, process, advice in found
         if (ports := _wildcard_ports(process))

@@ -1,4 +1,4 @@
-"""The compute dtype on a device."""
+"""The compute dtype of a run on a card."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""Waiting for work that some ranks do alone and that may take hours, such as tokenising a corpus.
+"""Waiting for work that some ranks do alone and that may take hours, for example tokenising a corpus.
 
-A collective would time out and end the run. So the working ranks report progress in the store that all ranks share, and the
-other ranks wait as long as there is progress.
+A collective would time out and end the run. Instead, the working ranks report progress in the store that all ranks
+share, and the other ranks wait as long as there is progress.
 """
 
 import itertools
@@ -20,31 +20,34 @@ BEAT_SECONDS = 5.0
 """Seconds between two checks by a working rank of whether it has made progress."""
 
 PATIENCE = timedelta(minutes=30)
-"""How long ranks wait while no rank makes progress."""
+"""Seconds that ranks wait while no rank makes progress."""
 
 BUSY_SHARE = 0.03
 """The share of a core that a process must use to count as making progress.
 
-Work reads, converts and hashes, which takes more. Threads that only keep connections open take less.
+Reading, converting and hashing take more; threads that only keep connections open take less.
 """
 
 FIRST_POLL, LAST_POLL = 0.02, 2.0
 """The first and the longest pause between two polls of a waiting rank, in seconds.
 
-Pauses grow, since a thousand ranks may poll one store.
+The pauses grow, because a thousand ranks may poll one store.
 """
 
 _numbers = itertools.count()
 
 
 def next_work() -> str:
-    """A name for the next work that some ranks do alone; a running number, counted alike on all ranks, tells works apart."""
+    """A name for the next work that some ranks do alone.
+
+    It contains a running number, which is the same on all ranks.
+    """
     return f"scalegpt/work/{next(_numbers)}"
 
 
 @contextmanager
 def reporting(store: Store, work: str) -> Iterator[None]:
-    """While the ``with`` block runs, a thread increments a counter in the store as long as this rank makes progress."""
+    """Run a thread during the ``with`` block that increments a counter in the store while this rank makes progress."""
     over = threading.Event()
     thread = threading.Thread(target=_report, args=(store, f"{work}/progress", over), name="progress", daemon=True)
     thread.start()

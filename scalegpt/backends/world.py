@@ -26,7 +26,7 @@ from scalegpt.system.ranks import Ranks, read_ranks
 Result = TypeVar("Result")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Timeout of a collective: long enough for ranks of different speed, and for rank 0's own work between steps."""
+"""Timeout of a collective. It is long enough for ranks of different speed, and for rank 0's own work between steps."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class World:
         return cls(rank, size, local_rank, local_size, chosen)
 
     def ensure_group(self) -> None:
-        """Make a process group even for a single process, since FSDP2 and DeepSpeed require one; it uses loopback only.
+        """Make a process group even for a single process, since FSDP2 and DeepSpeed require one. It uses only loopback.
 
         Raises:
             InputError: there is no loopback interface.
@@ -102,7 +102,7 @@ class World:
             dist.barrier()
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """Call ``work`` on rank 0 alone, and return its result, or raise its error, on every rank."""
+        """Call ``work`` on rank 0 only, and return its result, or raise its error, on every rank."""
         if self.size == 1:
             return work()
         message: list[Any] = [None]
@@ -147,7 +147,7 @@ class World:
         return result
 
     def gather(self, value: Result) -> list[Result]:
-        """Gather every rank's value; returns them on every rank, in the order of ranks."""
+        """Gather every rank's value, and return all values on every rank, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -204,19 +204,21 @@ def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device
     if wanted != "cpu" and has_cuda:
         devices = torch.cuda.device_count()
         if local_size > devices:
-            raise InputError(f"{local_size} ranks on this machine but {devices} CUDA devices; start at most {devices}")
+            raise InputError(
+                f"{local_size} ranks on this machine, but only {devices} CUDA devices; start at most {devices}"
+            )
         return torch.device("cuda", local_rank)
     cores = usable_cores()
     if local_size > cores:
-        raise InputError(f"{local_size} ranks on this machine but {cores} CPU cores; start at most {cores}")
+        raise InputError(f"{local_size} ranks on this machine, but only {cores} CPU cores; start at most {cores}")
     return torch.device("cpu")
 
 
 def _share_cores(local_size: int) -> None:
     """Set torch's number of threads to this rank's share of the machine's cores, unless the user has set the number.
 
-    A single process keeps torch's default, unless it exceeds the cores that a container's quota grants. If the user sets
-    nothing, torchrun sets ``OMP_NUM_THREADS=1``, so under torchrun that variable is ignored.
+    A single process keeps torch's default, unless that exceeds the cores that a container's quota grants. Under
+    torchrun the value ``OMP_NUM_THREADS=1`` is ignored, since torchrun sets it if the user sets nothing.
     """
     is_users = "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     threads = max(1, usable_cores() // local_size)

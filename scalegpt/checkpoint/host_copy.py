@@ -11,8 +11,8 @@ from scalegpt.backends.base import Piece
 class HostCopy:
     """Host memory for a copy of a rank's pieces; each copy uses the same memory.
 
-    On CUDA the memory is pinned, so that copies run at the bus's speed. Ordinary memory is registered with the driver for
-    that, since torch rounds its own pinned allocations up to powers of two.
+    On CUDA the memory is pinned, so that copies run at the bus's speed. It is ordinary memory that is registered with
+    the driver, since torch would round its own pinned allocations up to powers of two.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class HostCopy:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the memory is allocated; waits until an allocation in the background has ended."""
+        """Whether the memory is allocated. Waits until an allocation in the background has ended."""
         if self._preparing is not None:
             self._preparing.join()
             self._preparing = None
@@ -35,7 +35,7 @@ class HostCopy:
         self._preparing.start()
 
     def take(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Copy the pieces, and return the copies; they overwrite the copies of an earlier call."""
+        """Copy the pieces, and return the copies, which overwrite those of an earlier call."""
         count = sum(piece.values.numel() for piece in pieces)
         if not self.is_ready or len(self._memory) != count:
             self._allocate(count)

@@ -1,4 +1,4 @@
-"""The work of ``scalegpt checkpoint``: examine and summarise checkpoints, and write their weights as one file."""
+"""Examines and summarises checkpoints for ``scalegpt checkpoint``, and writes their weights as one file."""
 
 import glob
 import math
@@ -40,7 +40,7 @@ class Verdict:
 
 
 def examine(path: Path) -> Verdict:
-    """Verify a checkpoint completely: its manifest, that pieces cover every tensor, and the digest of every file."""
+    """Verify a checkpoint completely: the manifest, the coverage of every tensor by pieces, and the digest of every file."""
     try:
         checkpoint = Checkpoint.open(path)
     except InputError as error:
@@ -101,10 +101,10 @@ def convert(checkpoint: Checkpoint, out: Path, dtype: str) -> StoredFile:
 
 
 def publish(temporary: Path, out: Path) -> None:
-    """Give a finished file the name ``out``; unlike a rename, this never replaces a file.
+    """Give a finished file the name ``out``. Unlike a rename, this never replaces a file.
 
     Raises:
-        InputError: a file of that name has been made meanwhile.
+        InputError: another program has made a file of that name.
     """
     try:
         give_name(temporary, out)

@@ -22,14 +22,14 @@ FORMAT = "scalegpt-checkpoint"
 
 VERSION, VERSION_WITH_OTHER_STATES = 2, 3
 """The versions that are written and read. In version 2 every parameter has exactly the tensors :data:`STATES_OF_VERSION_2`,
-as its first readers require. In version 3 a parameter may have other tensors. Nothing else differs."""
+which its first readers require. In version 3 a parameter may have other tensors. Nothing else differs."""
 
 STATES_OF_VERSION_2 = frozenset({WEIGHT, EXP_AVG, EXP_AVG_SQ})
 
 MANIFEST = "checkpoint.json"
 
 MANIFEST_LIMIT = 128 << 20
-"""The largest manifest that is read, in bytes: about two million pieces, such as 1,200 tensors on 1,700 ranks."""
+"""The largest manifest that is read, in bytes: about two million pieces, for example 1,200 tensors on 1,700 ranks."""
 
 LARGEST, MOST_DIMENSIONS = 2**63 - 1, 8
 """The largest count of elements or bytes, and the most dimensions of a tensor, that a manifest may state."""
@@ -42,7 +42,7 @@ NAME = re.compile(r"step_([0-9]{8,})")
 
 WEIGHTS, MOMENTS = "weights", "moments"
 KINDS = WEIGHTS, MOMENTS
-"""The kinds of files, one of each per rank. Inference reads only the weights, with AdamW a third of all bytes."""
+"""The kinds of files, one of each per rank. Inference reads only the weights, a third of all bytes with AdamW."""
 
 _FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)\.safetensors")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -54,7 +54,7 @@ class DamagedError(InputError):
 
 
 class MisnamedError(DamagedError):
-    """A checkpoint's directory is named after another step than that of its manifest."""
+    """A checkpoint's directory has the name of another step than its manifest."""
 
 
 class UnreadableError(InputError):
@@ -65,8 +65,8 @@ class UnreadableError(InputError):
 class Progress:
     """The progress of a run: all that a resumed run needs besides the canonical tensors.
 
-    The data's order follows from the seed and the number of sequences consumed, dropout's random numbers from seed, step and
-    rank. So there are no random states to store.
+    The order of the data follows from the seed and the number of sequences consumed. Dropout's random numbers follow
+    from seed, step and rank. No random states need to be stored.
 
     Attributes:
         tokens: number of tokens trained on up to ``step``.
@@ -75,7 +75,7 @@ class Progress:
         skipped_steps: number of steps that a guard skipped, which the optimizer does not count.
         good_steps: number of steps since the loss scale last changed; under DeepSpeed, since the last overflow.
         seed: the run's seed.
-        sequences: number of windows consumed or skipped so far, and so the position of the next step's first window.
+        sequences: number of windows consumed or skipped so far, which is the position of the next step's first window.
         left_out: number of windows that rollbacks skipped.
         rollbacks: number of rollbacks after a loss spike.
     """
@@ -101,9 +101,9 @@ class Header:
         progress: the run's progress when it was saved.
         config: the run's configuration in the form of a configuration file.
         tokenizer: the tokenizer's description, from its ``as_dict``.
-        data: digest of the tokens that the run was trained on; None if it is not known.
+        data: digest of the tokens on which the run was trained; None if it is not known.
         run: id of the run that wrote the checkpoint.
-        written_by: backend, ZeRO stage, ranks and versions; for people, never read by the program.
+        written_by: backend, ZeRO stage, ranks and versions, for people; the program never reads them.
     """
 
     progress: Progress
@@ -194,7 +194,7 @@ class Manifest:
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of a step's directory, such as ``step_00001000``: zero-padded, so that names sort by step."""
+    """The name of a step's directory, zero-padded so that names sort by step: ``step_00001000``."""
     return f"step_{step:08d}"
 
 
@@ -204,7 +204,7 @@ def entry_name(tensor: str, start: int) -> str:
 
 
 def file_name(rank: int, kind: str) -> str:
-    """The name of a rank's file of one of :data:`KINDS`, such as ``rank_00000.weights.safetensors``."""
+    """The name of a rank's file of one of :data:`KINDS`, for example ``rank_00000.weights.safetensors``."""
     return f"rank_{rank:05d}.{kind}.safetensors"
 
 
@@ -214,12 +214,12 @@ def kind_of(file: str) -> str:
 
 
 def kind_of_key(key: str) -> str:
-    """The kind of file that stores the canonical tensors of a key, such as ``weight``; one of :data:`KINDS`."""
+    """The kind of file, one of :data:`KINDS`, that stores the canonical tensors of a key, for example ``weight``."""
     return WEIGHTS if key == WEIGHT else MOMENTS
 
 
 def decode(content: bytes) -> Manifest:
-    """Parse and check a manifest. The caller adds the manifest's path in front of the errors' messages.
+    """Parse and check a manifest. The caller puts the manifest's path before the messages of errors.
 
     Raises:
         DamagedError: the manifest differs from what was written, or has a value that is not allowed.
@@ -299,7 +299,7 @@ def _progress(values: Mapping[str, Any]) -> Progress:
         if not is_right or is_too_far or (value is None and each.default is not None):
             raise DamagedError(f"its progress has the invalid {each.name} {value!r}")
     if progress.skipped_steps > progress.step or progress.left_out > progress.sequences:
-        raise DamagedError("its progress has more steps skipped than taken, or more data skipped than consumed")
+        raise DamagedError("its progress has more skipped steps than steps, or more skipped data than data")
     return progress
 
 
@@ -343,7 +343,7 @@ def _canonical(document: Mapping[str, Any]) -> bytes:
 
 
 def tensors_of(manifest: Manifest, key: str) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield each parameter's name and its tensor of a key, such as ``weight``, in the order of the manifest."""
+    """Yield each parameter's name and its tensor of a key, for example ``weight``, in the order of the manifest."""
     for name, tensor in manifest.tensors.items():
         kind, _, parameter = name.partition("/")
         if kind == key:

@@ -1,4 +1,4 @@
-"""Read a checkpoint: its manifest, then its files to verify their digests, and only then the tensors.
+"""Reads a checkpoint: first the manifest, then all files to verify their digests, and only then the tensors.
 
 Only wrong content counts as damage (:class:`DamagedError`). A read that fails is retried (:data:`scalegpt.storage.RETRIED`).
 If the read fails again or is not permitted, the checkpoint may be undamaged (:class:`UnreadableError`). The checkpoint's
@@ -47,11 +47,11 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
-"""Error numbers from opening something other than a file: a link, a socket, or a name that no file can have."""
+"""Error numbers from opening a path that is not a file: a link, a socket, or a name that no file can have."""
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Read and check a checkpoint's manifest, and check that the directory holds no links; other files are not read.
+    """Read and check a checkpoint's manifest, and check that the directory holds no links. Other files are not read.
 
     Raises:
         DamagedError: the manifest is missing, differs from what was written, or has a value that is not allowed; or the
@@ -65,7 +65,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise InputError(f"{checkpoint} is not a checkpoint: there is no such directory")
     for entry in _entries(checkpoint):
         if entry.is_symlink():
-            raise DamagedError(f"{entry.path} is a link, and a checkpoint has no links")
+            raise DamagedError(f"{entry.path} is a link, but a checkpoint must not contain links")
     content = _reading(path, lambda file: file.read(MANIFEST_LIMIT + 1))
     if len(content) > MANIFEST_LIMIT:
         raise DamagedError(f"{path} is damaged: it has more than {MANIFEST_LIMIT:,} bytes")
@@ -112,7 +112,7 @@ def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
 
 
 def _check_name(checkpoint: Path, step: int) -> None:
-    """Refuse a directory with the name of another step; a name without a step, as a copy may have, is accepted."""
+    """Refuse a directory with the name of another step. A name without a step, which a copy may have, is accepted."""
     name, right = checkpoint.absolute().name, checkpoint_name(step)
     if NAME.fullmatch(name) and name != right:
         raise MisnamedError(
@@ -121,7 +121,7 @@ def _check_name(checkpoint: Path, step: int) -> None:
 
 
 class Checkpoint:
-    """A checkpoint opened for reading; tensors are read only from files that :meth:`verify` has verified.
+    """A checkpoint opened for reading. Tensors are read only from files that :meth:`verify` has verified.
 
     Attributes:
         path: the checkpoint's directory.
@@ -135,16 +135,16 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Open a checkpoint and read its manifest; raises as :func:`read_manifest` does."""
+        """Open a checkpoint and read its manifest. Raises the same errors as :func:`read_manifest`."""
         return cls(path, read_manifest(path))
 
     def verify(self, kinds: Collection[str] = KINDS, *, rank: int = 0, size: int = 1) -> None:
         """Compare files with their sizes and digests in the manifest.
 
         Args:
-            kinds: kinds of files to verify. Moments take twice as long as weights, and only training needs them.
+            kinds: kinds of files to verify. Moments take twice as long as weights, and are needed only for training.
             rank: this rank, which verifies its share of the files.
-            size: number of ranks that share the files; when all ranks have succeeded, call :meth:`accept`.
+            size: number of ranks that share the files. Call :meth:`accept` after all ranks have succeeded.
 
         Raises:
             DamagedError: a file is missing or differs from what was written.
@@ -193,7 +193,7 @@ class Checkpoint:
                 filled += last - first
         if filled != count:
             raise InputError(
-                f"{self.path}: {key} of {name} has fewer than {end} elements; the checkpoint is of a model of another shape"
+                f"{self.path}: {key} of {name} has fewer than {end} elements; the checkpoint's model has another shape"
             )
         return result
 
@@ -212,7 +212,7 @@ class Checkpoint:
             yield name, self.weight(name)
 
     def section(self, part: str, kind: type[SectionT]) -> SectionT:
-        """A part of the run's configuration, such as ``model``, as a section of settings.
+        """A part of the run's configuration, for example ``model``, as a section of settings.
 
         Raises:
             InputError: the part is missing, or a setting in it is not valid.
@@ -226,7 +226,7 @@ class Checkpoint:
     def _tensor(self, name: str, key: str) -> StoredTensor:
         stored = self.manifest.tensors.get(f"{key}/{name}")
         if stored is None:
-            raise InputError(f"{self.path} has no {key} of {name}; the checkpoint is of a model of another shape")
+            raise InputError(f"{self.path} has no {key} of {name}; the checkpoint's model has another shape")
         return stored
 
     def _slice(self, name: str, entry: str, first: int, last: int) -> Tensor:
@@ -249,7 +249,7 @@ class Checkpoint:
 
 
 def _check_readable(path: Path) -> None:
-    """Check that a file can be read now; a damaged or missing file passes.
+    """Check that a file can be read now. A damaged or missing file is not an error here.
 
     Raises:
         UnreadableError: the file cannot be read now.
@@ -280,7 +280,7 @@ def _check(path: Path, expected: StoredFile) -> None:
 
 
 def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:
-    """Open a plain file, not a link, and call ``work`` with it; both are repeated after an error that may be temporary.
+    """Open a plain file, not a link, and call ``work`` with it. Both are repeated after an error that may be temporary.
 
     Raises:
         DamagedError: the file is missing, or not a plain file.

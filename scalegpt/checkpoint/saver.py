@@ -1,12 +1,14 @@
-"""Save checkpoints during training: the step loop waits for a copy in host memory, a thread writes and commits the copy.
+"""Saves checkpoints during training.
 
-All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together. Their threads communicate
-through the disk alone (see :mod:`scalegpt.checkpoint.writer`). One save is under way at a time: the next one waits until it
-ends. If the thread of a rank fails, only this rank knows until the ranks exchange :attr:`Saver.failed`, which the training
-loop does in every step. Then all ranks raise the failure.
+The step loop waits for a copy in host memory; a thread writes and commits the copy.
 
-A state that is not finite is never saved. A finite state may still be ruined, which only the next step's loss shows. So older
-checkpoints are deleted only after the trainer confirms the newest (:meth:`Saver.confirm`).
+All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together. Their threads
+communicate through the disk alone (see :mod:`scalegpt.checkpoint.writer`). There is only one save at a time; the next
+save waits until it ends. If the thread of a rank fails, the other ranks learn it when the training loop exchanges
+:attr:`Saver.failed`, which it does in every step. Then all ranks raise the failure.
+
+A state that is not finite is never saved. A finite state may still be ruined, which only the next step's loss shows.
+Older checkpoints are therefore deleted only after the trainer confirms the newest (:meth:`Saver.confirm`).
 """
 
 import math
@@ -64,7 +66,7 @@ class SpoiledError(RunError):
 
 
 def none_gone(_rank: int) -> bool:
-    """Say of every rank that it is still running; the default of the argument ``gone``."""
+    """Return False: the rank is assumed to be still running. This is the default of the argument ``gone``."""
     return False
 
 
@@ -101,7 +103,10 @@ class Saver:
         self._evaluation: Evaluation | None = None
 
     def prepare(self) -> None:
-        """Begin to allocate the memory of the copy in the background; called if a save is due before the run's last step."""
+        """Begin to allocate the memory of the copy in the background.
+
+        Called if a save is due before the run's last step.
+        """
         count = sum(
             len(self.backend.keys_of(piece.name)) * piece.values.numel() for piece in self.backend.held((WEIGHT,))
         )
@@ -110,13 +115,13 @@ class Saver:
             self.copy.prepare(count)
 
     def save(self, header: Header, *, wait: bool = False) -> None:
-        """Save the state as it is now; all ranks must call it together.
+        """Save the current state; all ranks must call it together.
 
         Waits for an earlier save. When this returns, training may continue and change the state.
 
         Args:
             header: the manifest's entries about the run.
-            wait: return only when the checkpoint is complete; no copy is made.
+            wait: whether to return only when the checkpoint is complete; then no copy is made.
 
         Raises:
             SpoiledError: the state is not finite on some rank; nothing was written.
@@ -151,7 +156,7 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank's part of the save under way has failed."""
+        """Whether this rank's part of the current save has failed."""
         return self._failure is not None
 
     def committed(self) -> list[Path]:
@@ -167,12 +172,12 @@ class Saver:
         return found
 
     def resumed_from(self, checkpoint: Path) -> None:
-        """Mark as unconfirmed the checkpoint that the run resumed from or was rolled back to; called on rank 0 alone."""
+        """Mark the checkpoint to which a resume or a rollback went back as unconfirmed. Called only on rank 0."""
         with self._judging:
             self._unproven, self._proven_step = checkpoint, -1
 
     def confirm(self, step: int) -> None:
-        """Record that the weights after a step have proven good, and delete the checkpoints that need not be kept.
+        """Record that the weights after a step are good, and delete the checkpoints that need not be kept.
 
         Only rank 0 deletes. It does so here, or when it commits the checkpoint of that step, whichever is later.
 
@@ -190,7 +195,9 @@ class Saver:
             self._prune()
 
     def amend(self, evaluation: Evaluation) -> None:
-        """Add the held-out loss of a step to its checkpoint, now or once the checkpoint is complete; called on rank 0 alone.
+        """Add the held-out loss of a step to its checkpoint, now or once the checkpoint is complete.
+
+        Called only on rank 0.
 
         Raises:
             RunError: the checkpoint's manifest cannot be read or written.
@@ -202,7 +209,7 @@ class Saver:
                 writer.amend(path, evaluation.val_loss, evaluation.best_val_loss)
 
     def finish(self) -> None:
-        """Wait for the save under way, if there is one; all ranks must call it together.
+        """Wait for the current save, if there is one; all ranks must call it together.
 
         Raises:
             RunError: the save failed on some rank; all ranks raise this.
@@ -227,7 +234,10 @@ class Saver:
         raise known[0] if known else RunError(f"checkpoint {save.final} cannot be written: {failures[0]!r}")
 
     def raise_failure(self) -> None:
-        """End a save that failed on some rank, and raise as :meth:`finish` does; missing parts are not waited for."""
+        """End a save that failed on some rank, without waiting for missing parts.
+
+        Raises the same error as :meth:`finish`.
+        """
         self._abandoned.set()
         self.finish()
 
@@ -236,7 +246,7 @@ class Saver:
 
         Args:
             seconds: how long to wait.
-            gone: returns whether a rank has ended; the missing parts of ended ranks are not waited for.
+            gone: returns whether a rank has ended. Missing parts of such ranks are not awaited.
         """
         self._gone = gone
         self._join(seconds)
@@ -251,7 +261,7 @@ class Saver:
                 self._thread = None
 
     def _has_room_for(self, size: int) -> bool:
-        """Whether all ranks of this machine can copy ``size`` bytes each, by the memory that is free now."""
+        """Whether the free memory of this machine has room for a copy of ``size`` bytes by each of its ranks."""
         return self.copy.is_ready or available_bytes() > COPY_MARGIN * size * self.world.local_size
 
     def _run(self, pieces: Sequence[Piece], header: Header) -> None:
@@ -275,7 +285,10 @@ class Saver:
             self._failure = error
 
     def _conclude(self, path: Path) -> None:
-        """Record that a checkpoint is complete, then amend its loss and prune if that was asked for during the write."""
+        """Record that a checkpoint is complete.
+
+        Then add its loss and delete old checkpoints, if this was asked for during the write.
+        """
         with self._judging:
             self._committed.append(path)
             self._writes = False
@@ -295,7 +308,7 @@ class Saver:
 
 
 def _spoiled(pieces: Iterable[Piece]) -> str | None:
-    """Key and name of the first tensor with a value that is not finite, else None; makes no copy of a tensor."""
+    """Find the first tensor with a value that is not finite, without copying any; return its key and name, or None."""
     for piece in pieces:
         # The sum takes half the time of minimum and maximum, which decide only if a sum is infinite: it may have overflowed.
         if not math.isfinite(piece.values.sum().item()) and not _has_finite_ends(piece.values):

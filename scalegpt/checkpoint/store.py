@@ -1,8 +1,8 @@
 """The folder of a run's checkpoints: finding, keeping and deleting them.
 
-A checkpoint is a directory such as ``step_00001000``. It gets this name by a rename when all its files are on the disk, and
-loses the name by another rename before it is deleted. So a directory with such a name is complete, unless something else
-damaged it. The newest checkpoint is known from the names alone; no file points to it.
+A checkpoint is a directory, for example ``step_00001000``. It gets this name by a rename when all its files are on the
+disk, and loses the name by another rename before it is deleted. A directory with such a name is therefore complete,
+unless something else damaged it. The newest checkpoint is found from the names alone; no file points to it.
 
 A link to a directory is a checkpoint like any other. Deleting it deletes the link, not its target.
 """
@@ -36,7 +36,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, earliest step first, damaged or not.
 
     Raises:
-        UnreadableError: the folder cannot be read now; it may hold checkpoints.
+        UnreadableError: the folder cannot be read now, so it may hold checkpoints.
     """
     return [path for path in named_as_checkpoints(folder) if is_folder(path)]
 
@@ -82,12 +82,12 @@ def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
     """Delete the remains of interrupted saves and deletions, and all checkpoints except the newest.
 
     Only checkpoints with a valid manifest count among the newest. Three kinds of older checkpoints are never deleted:
-    checkpoints that cannot be read now, since they may be the best; misnamed ones; and checkpoints of another version.
+    those that cannot be read now, since one may be the best; misnamed ones; and those of another version.
 
     Args:
-        folder: the folder of the run's checkpoints; nothing else may write there meanwhile.
+        folder: the folder of the run's checkpoints; nothing else may write there at the same time.
         keep: number of newest checkpoints to keep.
-        keep_best: keep the checkpoint with the lowest validation loss too.
+        keep_best: whether to keep the checkpoint with the lowest validation loss too.
 
     Returns:
         A line for each path that could not be deleted.
@@ -111,7 +111,7 @@ def prune(folder: Path, keep: int, *, keep_best: bool = False) -> list[str]:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Delete the remains of interrupted saves and deletions; returns a line for each path that could not be deleted."""
+    """Delete the remains of interrupted saves and deletions. Returns a line for each path that could not be deleted."""
     return [problem for leftover in sorted(folder.glob(".step_*.tmp")) for problem in _remove(leftover)]
 
 
@@ -145,7 +145,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def set_aside(checkpoint: Path, why: str = DAMAGED) -> Path:
-    """Rename a checkpoint so that its step can be saved again; returns the new path."""
+    """Rename a checkpoint so that its step can be saved again, and return the new path."""
     number, aside = 1, checkpoint.with_name(f"{checkpoint.name}.{why}")
     while os.path.lexists(aside):
         number += 1
@@ -156,7 +156,7 @@ def set_aside(checkpoint: Path, why: str = DAMAGED) -> Path:
 
 
 def _progress_of(checkpoint: Path) -> Progress | InputError:
-    """A checkpoint's progress, or the error that says why its manifest cannot be used."""
+    """A checkpoint's progress, or the error for a manifest that cannot be used."""
     try:
         return read_manifest(checkpoint).header.progress
     except InputError as error:
@@ -164,7 +164,7 @@ def _progress_of(checkpoint: Path) -> Progress | InputError:
 
 
 def _is_ours_to_delete(progress: Progress | InputError) -> bool:
-    """Whether pruning may delete a checkpoint: if valid or damaged, but not if unreadable, misnamed or of another version."""
+    """Whether pruning may delete a checkpoint. An unreadable or misnamed one, or one of another version, is kept."""
     return isinstance(progress, Progress) or (
         isinstance(progress, DamagedError) and not isinstance(progress, MisnamedError)
     )
@@ -196,7 +196,7 @@ def _take_away(checkpoint: Path) -> Path:
 
 
 def _remove(path: Path) -> list[str]:
-    """Delete a directory, or a link but not its target; returns a line if that fails, else nothing."""
+    """Delete a directory, or a link but not its target. Returns a line if that fails."""
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)

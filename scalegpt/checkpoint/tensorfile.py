@@ -1,8 +1,9 @@
-"""Write safetensors files tensor by tensor, with a digest of the bytes in memory.
+"""Writes safetensors files tensor by tensor, with a digest of the bytes in memory.
 
-``safetensors.torch.save_file`` needs all tensors in memory at once. The digest is of the bytes in memory, since a digest of
-the file on the disk would not detect an error of the disk. The format is simple: the header's length in 8 bytes,
-little-endian; a JSON header; the tensors one after another (https://github.com/huggingface/safetensors, "Format").
+``safetensors.torch.save_file`` would need all tensors in memory at once. The digest is computed from the bytes in
+memory, since a digest of the file on the disk would not detect an error of the disk. The format is simple: the header's
+length in 8 bytes, little-endian; a JSON header; the tensors one after another
+(https://github.com/huggingface/safetensors, "Format").
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from scalegpt.storage import sync_file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 CHUNK = 8 << 20
-"""Number of bytes written, and hashed, at once; other threads can run during both."""
+"""Number of bytes that are written and hashed at once. Other threads can run during both."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def write_tensors(
     """Write a new safetensors file and sync it to disk.
 
     Args:
-        path: the new file; an existing one is an error.
+        path: the new file; it must not exist.
         entries: the tensors of the file, in order.
-        values: the values of each entry, on any device; the iterator is advanced tensor by tensor.
+        values: the values of each entry, on any device; only one tensor at a time is taken from the iterator.
         metadata: the header's ``__metadata__``.
 
     Returns:
@@ -67,7 +68,7 @@ def write_tensors(
 
 
 class _Hashing:
-    """A file to write to, with the number and the digest of the bytes written so far."""
+    """A file being written, with the number and the digest of the bytes written so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.bytes = file, hashlib.sha256(), 0

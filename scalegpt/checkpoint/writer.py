@@ -1,4 +1,4 @@
-"""Write a checkpoint: every rank its part, then rank 0 the manifest. Ranks communicate through the disk alone.
+"""Writes a checkpoint: every rank writes its part, then rank 0 the manifest. Ranks communicate through the disk alone.
 
 1. Rank 0 calls :func:`begin`: it checks the free space, makes ``.step_00001000.NONCE.tmp``, where NONCE is a random number of
    this save, and sends the :class:`Save` to the other ranks.
@@ -47,7 +47,7 @@ from scalegpt.errors import InputError, RunError
 from scalegpt.storage import free_bytes, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
-"""How long rank 0 waits for the other ranks' parts after writing its own."""
+"""Seconds that rank 0 waits for the other ranks' parts after writing its own."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Canonical tensor, ``KEY/NAME`` → its shape; see :meth:`scalegpt.backends.base.Backend.canonical_shapes`."""
@@ -59,7 +59,7 @@ _SPARE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Save:
-    """A save under way, in the form that rank 0 sends to all ranks.
+    """A save in progress, in the form that rank 0 sends to all ranks.
 
     Attributes:
         folder: the folder of the run's checkpoints.
@@ -89,16 +89,16 @@ class AbandonedError(RuntimeError):
 
 
 def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
-    """Make the directory that all ranks write into; called on rank 0 alone.
+    """Make the directory into which all ranks write. Called only on rank 0.
 
     Args:
-        folder: the folder of the run's checkpoints; no other save may be under way there.
+        folder: the folder of the run's checkpoints; no other save may run there.
         step: the step that is saved.
         ranks: number of ranks that will write.
         needed: size of all ranks' tensors in bytes.
 
     Raises:
-        RunError: the disk has no room, the folder cannot be written, or the step has a checkpoint already.
+        RunError: the disk has no room, the folder cannot be written, or the step already has a checkpoint.
     """
     save = Save(folder, step, secrets.token_hex(8), ranks)
     with failing_as_a_run(save):
@@ -120,7 +120,7 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
 
 
 def write_weights(save: Save, shapes: Shapes, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> None:
-    """Write whole weights, one at a time, as the part of the only rank; there are no states of an optimizer.
+    """Write whole weights, one at a time, as the part of the only rank, without states of an optimizer.
 
     Args:
         save: from :func:`begin`, with one rank.
@@ -153,7 +153,7 @@ def commit(
     abandoned: Callable[[], bool] = lambda: False,
     gone: Callable[[int], bool] = lambda _rank: False,
 ) -> Path:
-    """Complete a checkpoint from all ranks' parts; called on rank 0 alone.
+    """Complete a checkpoint from all ranks' parts. Called only on rank 0.
 
     Args:
         save: from :func:`begin`.
@@ -167,7 +167,7 @@ def commit(
         The checkpoint's directory.
 
     Raises:
-        RunError: a part does not come or belongs to another save, or the folder cannot be written.
+        RunError: a part is missing or belongs to another save, or the folder cannot be written.
         AbandonedError: the save was abandoned.
     """
     with failing_as_a_run(save):
@@ -186,7 +186,7 @@ def commit(
 def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None) -> None:
     """Add held-out losses, computed after the checkpoint was saved, to the manifest of a complete checkpoint.
 
-    The new manifest replaces the old one atomically. Nothing is written if the manifest has these losses already.
+    The new manifest replaces the old one atomically. Nothing is written if the manifest already has these losses.
 
     Raises:
         RunError: the manifest cannot be read or written.
@@ -205,16 +205,16 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
 
 
 def bytes_of(pieces: Iterable[Piece]) -> int:
-    """The size of pieces in bytes, in memory as on the disk."""
+    """The size of pieces in bytes, the same in memory and on the disk."""
     return sum(piece.values.numel() * piece.values.element_size() for piece in pieces)
 
 
 @contextmanager
 def failing_as_a_run(save: Save) -> Iterator[None]:
-    """Turn an OSError inside the ``with`` block into a RunError whose message is one line.
+    """Turn an OSError inside the ``with`` block into a RunError with a one-line message.
 
     Raises:
-        RunError: in place of an OSError.
+        RunError: the block raised an OSError.
     """
     try:
         yield
@@ -321,7 +321,7 @@ def _assemble(
     """Make the manifest from all ranks' records.
 
     Raises:
-        RunError: the pieces do not cover every tensor exactly once, or a file has another size than in its record.
+        RunError: the pieces do not cover every tensor exactly once, or the size of a file differs from its record.
     """
     files: dict[str, StoredFile] = {}
     placed: dict[str, list[Placed]] = {tensor: [] for tensor in shapes}

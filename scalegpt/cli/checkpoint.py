@@ -47,7 +47,7 @@ def _list(words: list[str]) -> int:
     parser = _parser(
         "list",
         "List a run's checkpoints, reading every byte of each.\n"
-        "The exit status is 0 even if some are damaged; use verify for an exit status of 1.",
+        "The exit status is 0 even if some are damaged; verify then exits with 1.",
         "scalegpt checkpoint list runs/tiny",
     )
     arguments = parser.parse(words)
@@ -70,7 +70,7 @@ def _list(words: list[str]) -> int:
 
 
 def _set_aside(path: Path) -> "Verdict":
-    """The verdict on a checkpoint that training renamed (set aside): why it was renamed; the checkpoint is not examined."""
+    """The line on a checkpoint that training renamed (set aside), and why. The checkpoint is not examined."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 
@@ -107,7 +107,7 @@ def _verify(words: list[str]) -> int:
     parser = _parser(
         "verify",
         "Read every byte of a checkpoint, or of all checkpoints of a run; check the digests, and that every tensor is "
-        "complete.\nThe exit status is 1 if something is damaged or cannot be read; that of list is 0 even then.",
+        "complete.\nThe exit status is 1 if something is damaged or cannot be read; list then still exits with 0.",
         "scalegpt checkpoint verify runs/tiny\nscalegpt checkpoint verify runs/tiny/checkpoints/step_00001000",
     )
     arguments = parser.parse(words)
@@ -167,7 +167,7 @@ def _words(values: dict[str, Any]) -> str:
 
 
 def _convert(words: list[str]) -> int:
-    """What ``scalegpt export --to safetensors`` does, under its earlier name."""
+    """Do what ``scalegpt export --to safetensors`` does. This is its earlier name."""
     from scalegpt.cli.exchange.export import main as export
 
     return export([*words, "--to", "safetensors"])

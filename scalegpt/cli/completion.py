@@ -1,6 +1,7 @@
-"""``scalegpt completion SHELL``: prints the script by which a shell completes commands, flags, their values and paths.
+"""``scalegpt completion SHELL``: prints the script with which a shell completes commands, flags, values and paths.
 
-The script holds all that it completes, so completing starts no Python. :mod:`shtab` writes it from the commands' parsers.
+The script contains all words that it completes, so it never starts Python. :mod:`shtab` writes it from the commands'
+parsers.
 """
 
 import argparse
@@ -22,13 +23,15 @@ scalegpt completion zsh > "${fpath[1]}/_scalegpt"
 scalegpt completion fish > ~/.config/fish/completions/scalegpt.fish"""
 
 FILES, FOLDERS = frozenset({"FILE", "PATH", "INPUT"}), frozenset({"DIR", "FOLDER", "RUN"})
-"""How ``--help`` names values that are paths: of files, or of folders alone."""
+"""The names in ``--help`` for values that are paths of files, or of folders only."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the script of a shell."""
     parser = Parser("completion", "Print the script that completes ScaleGPT's commands in your shell.", EXAMPLE)
-    parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell; start a new one afterwards")
+    parser.add_argument(
+        "shell", choices=SHELLS, metavar="|".join(SHELLS), help="the shell; open a new one after installing the script"
+    )
     shell = parser.parse(argv).shell
     print(shtab.complete(whole_parser(), shell))
     return 0
@@ -53,14 +56,14 @@ def whole_parser() -> argparse.ArgumentParser:
 def _add(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, shape: Parser
 ) -> None:
-    """Add a command, with what its arguments may be."""
+    """Add a command, with the values that its arguments may have."""
     for action in shape._actions:
         _describe(action, name)
     commands.add_parser(name, help=summary, parents=[shape], add_help=False)
 
 
 def _describe(action: argparse.Action, name: str) -> None:
-    """Say of an argument which words or which kind of paths it takes, for :mod:`shtab`."""
+    """Tell :mod:`shtab` which words, or which kind of path, an argument takes."""
     metavar, words = str(action.metavar or ""), list(_names(action.dest, name))
     if action.nargs == 0:
         return
@@ -81,6 +84,6 @@ def _names(argument: str, name: str) -> Iterator[str]:
 
 
 def card_words(card: Card) -> tuple[str, ...]:
-    """The names of a card that are one word: its aliases, and its name as users type it, such as ``rtx4090``."""
+    """The names of a card that are one word: its aliases, and its name as users type it, for example ``rtx4090``."""
     name = re.sub(r"(?<=[a-z])-(?=\d)", "", card.name.lower().replace(" ", "-"))
     return (name, *(alias for alias in card.aliases if " " not in alias and alias != name))

@@ -145,9 +145,11 @@ def _inspect(words: list[str]) -> int:
     given = given_settings(arguments, DataConfig)
     settings = DataConfig.from_mapping(given, "command line")
     from scalegpt.data.inspection import inspect_tokens
+    from scalegpt.data.remote.download import local_path
 
     with _progress("checking") as progress:
-        facts = inspect_tokens(arguments.folder, settings, named="tokenizer" in given, progress=progress)
+        path = local_path(arguments.folder, progress)
+        facts = inspect_tokens(path, settings, named="tokenizer" in given, progress=progress)
     _print(facts, as_json=arguments.json)
     if facts["ids_outside_vocabulary"]:
         raise InputError(

@@ -12,10 +12,10 @@ scalegpt doctor
 scalegpt doctor --runs_dir /data/runs --json"""
 
 SUMMARY = """\
-Check what on this machine would keep a run from starting, slow it down or end it.
+Find what would keep a run from starting on this machine, slow it down, or end it.
 
 Each line says ok, warning or failure, and how to fix it. The exit status is 1 with a failure, else 0. On a machine without
-GPU the processor's rates are measured too, if they are not kept yet; plans and runs use them."""
+GPUs the processor's rates are measured too, unless they are stored already; plans and runs use them."""
 
 SIGNS = {"ok": "ok      ", "warning": "warning ", "failure": "FAILURE "}
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         type=path_argument,
         default="runs",
         metavar="DIR",
-        help="folder of all runs, on the disk to check [runs]",
+        help="folder of all runs; its disk is checked [runs]",
     )
     parser.add_argument("--measure", action="store_true", help="measure the processor's rates again (some seconds)")
     add_json(parser)

@@ -25,11 +25,11 @@ scalegpt eval runs/tiny --input_file docs/ --stride 256 --checkpoint best --json
 SUMMARY = """\
 Score how well a trained model predicts a text: loss, perplexity, bits per byte.
 
-Every token is scored once. Each document of a text is scored without the others; a split is scored as one stream, as training
-scores it. Without --input_file and --split, the val split of the run's own data is scored."""
+Every token is scored once. Each document of a text is scored on its own; a split is scored as one stream, as in training.
+Without --input_file and --split, the val split of the run's own data is scored."""
 
 READING = ("encoding", "as_text", "follow_links")
-"""The settings of the data that say which files are text and in which encoding."""
+"""The data settings that say which files are text, and in which encoding."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("eval", SUMMARY, EXAMPLE)
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="folder of a run, a checkpoint or Hugging Face")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="folder of a run, of a checkpoint, or of a Hugging Face model"
+    )
     parser.add_argument(
         "--input_file",
         metavar="FILE",
@@ -122,7 +124,7 @@ def _print(facts: dict[str, Any], tokens_per_second: float) -> None:
         "perplexity": f"{perplexity} per token",
         "bits per byte": f"{facts['bits_per_byte']:.4f}",
         "tokens": f"{facts['tokens']:,} scored, {tokens_per_second:,.0f} tokens/s",
-        "windows": f"of {facts['block_size']:,} tokens, {facts['stride']:,} from one to the next",
+        "windows": f"of {facts['block_size']:,} tokens, beginning every {facts['stride']:,} tokens",
         "bytes": f"{facts['bytes']:,} of UTF-8",
         "documents": documents,
     }

@@ -36,9 +36,9 @@ UNITS = {
 
 def main(argv: Sequence[str]) -> int:
     """Print the catalogue, or one card of it."""
-    parser = Parser("gpus", "List the GPUs that are known, or show one with the sources of its figures.", EXAMPLE)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a card, such as a100-40gb; none: list all")
-    add_json(parser, "print JSON: a list of the cards, or one, with all sources")
+    parser = Parser("gpus", "List the known GPUs, or show one with the sources of its figures.", EXAMPLE)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a card, for example a100-40gb; none: list all")
+    add_json(parser, "print JSON: a list of the cards, or one card, with all sources")
     arguments = parser.parse(argv)
     if arguments.name is not None:
         card, remark = find_card_and_note(arguments.name, advice="")
@@ -71,7 +71,7 @@ def table(cards: Sequence[Card]) -> str:
 
 
 def one_card(card: Card, remark: str | None = None) -> str:
-    """The figures of one card with their sources, then ``remark``, which names other cards that the user may have meant."""
+    """The figures of one card with their sources, then ``remark``: a line on other cards that the user may have meant."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
     rows.append(

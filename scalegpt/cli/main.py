@@ -18,15 +18,15 @@ from scalegpt.text import shortened, shown, visible
 Command = Callable[[list[str]], int]
 
 COMMANDS = {
-    "plan": "choose the fastest way to train that fits, on any GPU",
+    "plan": "find the fastest way to train a model within the memory of any GPU",
     "params": "count a model's parameters, part by part",
     "presets": "list the presets, or compare two",
-    "gpus": "list the GPUs that are known, or show one with its sources",
+    "gpus": "list the known GPUs, or show one with its sources",
     "doctor": "check this machine: software, GPUs, disks, limits, ports",
     "data": "prepare text for training, or look at prepared tokens",
     "train": "train a GPT",
-    "report": "write a page of a run's curves, or of several runs over one another",
-    "import": "make a run of a Hugging Face folder",
+    "report": "write a page with the curves of one run, or of several runs in one chart",
+    "import": "make a run from a Hugging Face folder",
     "checkpoint": "list, verify or show a run's checkpoints",
     "export": "write a trained model for transformers, llama.cpp and others",
     "eval": "score how well a trained model predicts a text",
@@ -36,22 +36,25 @@ COMMANDS = {
 """Command → its summary. A command is a module of this package with ``main(argv) -> int``, imported when it runs."""
 
 ELSEWHERE = {"import": "exchange.import_", "export": "exchange.export"}
-"""Command → its module, where that is not the module of the command's name."""
+"""Command → its module, if the module's name differs from the command's."""
 
 LONGEST_LINE, LONGEST_UNEXPECTED = 900, 500
-"""The most characters printed of an error line, and of the message of an unexpected exception."""
+"""The most characters of an error line, and of the message of an unexpected exception, that are printed."""
 
 PACKAGE_OF = {
     "numpy": "numpy", "psutil": "psutil", "rich": "rich", "safetensors": "safetensors", "shtab": "shtab",
     "tiktoken": "tiktoken", "torch": "torch", "yaml": "pyyaml",
 }  # fmt: skip
-"""Module that a command needs → the package to install where the module is missing."""
+"""Module that a command needs → the package to install if the module is missing."""
 
 SECONDS_FOR_THE_FIRST_RANK = 5
-"""How long a rank that prints nothing waits before it exits: a launcher ends all ranks as soon as the first has exited."""
+"""Seconds that a rank which prints no error waits before it exits.
+
+A launcher ends all ranks as soon as one has exited, and the first rank must print its error before that.
+"""
 
 SIGPIPE_STATUS = 141
-"""The exit status of a command that wrote to a closed pipe, as shells report it."""
+"""The exit status that a shell reports for a command that wrote to a closed pipe."""
 
 EXAMPLE = """\
 scalegpt: plans the memory of a GPT training run, then trains it
@@ -114,9 +117,9 @@ def run_and_exit(argv: Sequence[str] | None = None) -> None:
 
     The console script, ``python -m scalegpt``, ``launch/train.py`` and ``python -m scalegpt.train`` call this function.
 
-    With several ranks, the process skips Python's finalization. During finalization, a native thread of a communication
-    library that waits for the GIL can abort a process that has succeeded ("terminate called without an active
-    exception", exit status -6), and the launcher would report a failure.
+    With several ranks, the process skips Python's finalization. During finalization, a communication library's native
+    thread that waits for the GIL can abort a process that has succeeded ("terminate called without an active
+    exception", exit status -6). The launcher would then report a failure.
     """
     status = main(argv)
     if ranks_or_alone().size > 1:
@@ -139,7 +142,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def command(name: str) -> Command:
-    """The function of a command in :data:`COMMANDS`: from its arguments to its exit status. Imports the command."""
+    """Import a command in :data:`COMMANDS`, and return its function, which takes arguments and returns an exit status."""
     function: Command = importlib.import_module(f"scalegpt.cli.{ELSEWHERE.get(name, name)}").main
     return function
 

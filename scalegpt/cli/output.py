@@ -26,12 +26,12 @@ def note(text: str) -> None:
 
 
 def show_json(values: Any) -> None:
-    """Print a value as JSON."""
+    """Print a value as indented JSON."""
     print(json_text(values))
 
 
 def json_text(values: Any) -> str:
-    """A value as indented JSON; letters of all scripts stay as they are, control characters are escaped."""
+    """A value as indented JSON. Letters of all scripts are kept, control characters are escaped."""
     return re.sub(r"[^\x20-\x7e\n]", _escaped, json.dumps(values, indent=2, ensure_ascii=False))
 
 
@@ -52,7 +52,7 @@ class ProgressLine:
         self._clock, self._began, self._next = clock, clock(), 0.0
 
     def due(self, *, is_last: bool) -> float | None:
-        """The seconds since the start, above 0, if the line is to be written again now; else None."""
+        """The seconds since the start (above 0) if it is time to rewrite the line, else None."""
         now = self._clock()
         if now < self._next and not is_last:
             return None

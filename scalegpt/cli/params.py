@@ -34,14 +34,14 @@ scalegpt params --interactive"""
 
 QUESTIONS = {
     "n_layer": "layers: the number of transformer blocks",
-    "n_embd": "width of the residual stream: the numbers that describe a token between blocks",
+    "n_embd": "width of the residual stream: how many numbers describe a token between two blocks",
     "n_head": "attention heads; must divide the width; heads of 64 are usual",
     "block_size": "block: the tokens that the model sees at once",
-    "vocab_size": "vocabulary: the number of different tokens; GPT-2's, padded, is 50304, that of bytes is 257",
+    "vocab_size": "vocabulary: the number of different tokens; 50304 for GPT-2's tokens (padded), 257 for bytes",
     "bias": "biases in linear layers and norms, as GPT-2 has them",
     "tie_head": "tied: the head shares the token embedding's matrix",
 }
-"""Setting of the shape → the question that ``--interactive`` asks for it, in the order asked."""
+"""Setting of the shape → the question that ``--interactive`` asks for it, in order."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def _parser() -> Parser:
     parser = Parser("params", "Count a model's parameters, part by part, and the memory they take.", EXAMPLE)
     add_source(parser, hf=True)
     parser.add_argument("--interactive", action="store_true", help="ask for the shape step by step")
-    parser.add_argument("--show_formula", action="store_true", help="show the closed form with the numbers put in")
+    parser.add_argument("--show_formula", action="store_true", help="show the formula, with the numbers filled in")
     add_json(parser)
     add_settings(parser, "shape", ModelConfig)
     parser.add_argument(
@@ -100,7 +100,7 @@ def _chosen_model(arguments: argparse.Namespace, flags: dict[str, Any]) -> tuple
 
 def _ask_for_preset() -> str | None:
     note(f"Presets: {', '.join(preset_names())}")
-    answer = _ask("start from a preset? its name, or none", "none", _existing_preset)
+    answer = _ask("name of a preset to start from, or none", "none", _existing_preset)
     return None if answer == "none" else answer
 
 
@@ -165,7 +165,8 @@ def _ask(question: str, default: str, accept: Callable[[str], Any]) -> Any:
 def report(name: str, model: ModelConfig, *, with_formula: bool = False) -> dict[str, Any]:
     """The values that ``--json`` prints: parameter counts, shares of the total from 0 to 1, sizes in bytes.
 
-    The numbers in ``breakdown`` add up to ``parameters``; its object ``per_layer``, the counts of one layer, is not added.
+    The numbers in ``breakdown`` add up to ``parameters``, without its object ``per_layer``, which has the counts of one
+    layer.
     """
     count = count_parameters(model)
     parameters, states = count.total, training_bytes(model)
@@ -246,7 +247,7 @@ def _memory_table(model: ModelConfig) -> str:
 
 
 def _family(model: ModelConfig) -> str:
-    """What the model is in a Hugging Face folder, or which settings keep it from being exported as one."""
+    """Say which Hugging Face architecture the model has, or which settings prevent an export to Hugging Face."""
     try:
         return f"As a Hugging Face folder: {as_config(model)['architectures'][0]}."
     except InputError as error:

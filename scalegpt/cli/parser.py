@@ -16,9 +16,9 @@ from scalegpt.storage import user_path
 from scalegpt.text import MOST_SHOWN, shortened, shown
 
 FLAGS_IN_USAGE = 12
-"""A command with more flags does not list them in its usage line."""
+"""A command with more flags than this does not list them in its usage line."""
 
-DEFAULTS = "[value] after a flag: the default, unless the preset or a configuration file sets another"
+DEFAULTS = "[value] after a flag: its default, unless the preset or a configuration file sets another value"
 
 RUN_SECTIONS = {"data": DataConfig, "parallel layout": ParallelConfig, "training": TrainConfig, "model": ModelConfig}
 """Title in ``--help`` → a section of a run's settings, in the order of ``--help``."""
@@ -28,7 +28,7 @@ _collecting: ContextVar[bool] = ContextVar("collecting", default=False)
 
 
 class ShapeFound(Exception):  # noqa: N818 - no error
-    """Raised inside :func:`shape_of` in place of parsing. ``shape`` is what that function returns."""
+    """Raised inside :func:`shape_of` instead of parsing. ``shape`` is the value that the function returns."""
 
     def __init__(self, shape: "Parser | dict[str, Parser]") -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
     def format_help(self) -> str:
-        """The help text: the description with its example, then the usage, which argparse would put first."""
+        """The help text: first the description with its example, then the usage, which argparse would put first."""
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         if "--preset" in self._option_string_actions:
@@ -172,7 +172,7 @@ def add_settings(
 ) -> None:
     """Add a flag for every setting of a configuration section, or only for the settings in ``names``.
 
-    ``defaults`` are what the help says of settings whose default is another than the section's.
+    ``defaults`` has the defaults that the help shows for settings whose default differs from the section's.
 
     A flag that is not given is absent from the parsed arguments. Values stay text: the section converts and checks
     them, with the same messages as for a file.
@@ -200,7 +200,7 @@ def add_settings(
 
 
 def _metavar(field: "dataclasses.Field[Any]") -> str:
-    """What stands for a setting's value in ``--help``."""
+    """The placeholder for a setting's value in ``--help``."""
     return "PATH" if field.metadata["is_path"] else "N" if int in field_types(field) else "X"
 
 
@@ -211,6 +211,6 @@ def add_run_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def given_settings(arguments: argparse.Namespace, *sections: type[Section]) -> dict[str, Any]:
-    """Setting → value, for the settings of ``sections`` (by default, of a run) that the command line gave."""
+    """Setting → value, for the settings of ``sections`` (by default those of a run) that are on the command line."""
     names = {field.name for section in sections or RUN_SECTIONS.values() for field in dataclasses.fields(section)}
     return {name: value for name, value in vars(arguments).items() if name in names}

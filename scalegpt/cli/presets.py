@@ -74,7 +74,7 @@ def comparison(first: Preset, second: Preset) -> dict[str, Any]:
     """Compare two presets.
 
     Returns:
-        ``names`` and ``parameters`` (counts) of both, ``ratio`` of the second count to the first, and ``differences``:
+        ``names`` and ``parameters`` (counts) of both; ``ratio``, the second count over the first; and ``differences``:
         ``section.setting`` → the pair of values, for the settings that differ.
     """
     one, other = _settings(first), _settings(second)
@@ -87,7 +87,10 @@ def comparison(first: Preset, second: Preset) -> dict[str, Any]:
 
 
 def _settings(preset: Preset) -> dict[str, Any]:
-    """``section.setting`` → value, for every setting; the layout's keys are just ``setting``, as in a configuration file."""
+    """``section.setting`` → value, for every setting.
+
+    Settings of the layout have no section, as in a configuration file.
+    """
     run = preset.run
     sections = {"model": run.model, "train": run.train, "data": run.data}
     settings = {f"{name}.{key}": value for name, part in sections.items() for key, value in asdict(part).items()}

@@ -19,16 +19,18 @@ MOST_PORT = 65_535
 
 def make_parser() -> Parser:
     """The parser of ``scalegpt report``."""
-    parser = Parser("report", "Write a page with a run's curves, or with several runs over one another.", EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="a run's folder, such as runs/tiny")
+    parser = Parser("report", "Write a page with the curves of one run, or of several runs in one chart.", EXAMPLES)
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="a run's folder, for example runs/tiny"
+    )
     parser.add_argument(
         "--out",
         type=path_argument,
         metavar="FILE",
-        help="the page [report.html in the run's folder; of several runs, in the folder of the first one's folder]",
+        help="file of the page [report.html in the run's folder, or for several runs beside the first run's folder]",
     )
     parser.add_argument(
-        "--live", action="store_true", help="serve the page on 127.0.0.1, and renew it while the runs train"
+        "--live", action="store_true", help="serve the page on 127.0.0.1, and update it while the runs train"
     )
     parser.add_argument("--port", metavar="N", help="port of --live; 0: any free one [0]")
     return parser
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the page and print where it is; with ``--live``, serve it until interrupted."""
     arguments = make_parser().parse(argv)
     if arguments.port is not None and not arguments.live:
-        raise InputError("--port is of --live; add --live")
+        raise InputError("--port is the port of the page that --live serves; add --live")
     if arguments.live and arguments.out is not None:
         raise InputError("--live serves the page and --out writes it; give one of them")
     port = _port(arguments.port or "0")

@@ -20,7 +20,7 @@ MOST_DIGITS = 18
 
 
 def examples() -> str:
-    """One training command for each launcher (Python, torchrun, DeepSpeed); they work with the way ScaleGPT is installed."""
+    """A training command for each launcher (Python, torchrun, DeepSpeed), in the form that works with this installation."""
     return "\n".join(
         (
             f"{train_command()} --preset tiny --input_file my_text.txt",
@@ -37,25 +37,28 @@ def make_parser() -> Parser:
     add_source(run)
     run.add_argument("--model_name", metavar="NAME", help="the run's folder in --runs_dir [the preset's name]")
     run.add_argument("--runs_dir", type=path_argument, default="runs", metavar="DIR", help="folder of all runs [runs]")
-    run.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is any]")
+    run.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto: CUDA if there is a CUDA device]"
+    )
     run.add_argument("--fresh", action="store_true", help="start a new run, beside an earlier one of the same name")
     run.add_argument(
         "--trust_checkpoint", action="store_true", help="resume from a checkpoint that another run has written"
     )
     run.add_argument("--resume_step", metavar="N", help="resume from the checkpoint of step N; set later ones aside")
     run.add_argument(
-        "--margin", metavar="X", help="share of a GPU's memory that a chosen micro batch leaves free [0.03]"
+        "--margin", metavar="X", help="share of a GPU's memory that stays free when the planner chooses settings [0.03]"
     )
     run.add_argument(
         "--progress",
         default="auto",
         choices=PROGRESS,
-        help="plain: no live line on a terminal [auto: a live line there]",
+        help="auto: a live line on a terminal; plain: plain lines everywhere [auto]",
     )
     run.add_argument(
         "--allow_change",
         metavar="KEY[,KEY…]",
-        help=f"settings that may differ when the run resumes; {DATA}: other tokens; tokenizer: tokens of another tokenizer",
+        help=f"settings that may differ when the run resumes; {DATA} allows other tokens, tokenizer tokens of another "
+        "tokenizer",
     )
     # The deepspeed launcher adds this flag. Its value is not used: the launcher also sets the rank in the environment.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""The configuration of a run: settings, checked when they are made; presets and files; flags that override both.
+"""The configuration of a run: settings that are checked when made, presets and files, and flags that override both.
 
 Read ``run.py`` first, then ``settings.py`` (how a setting is described) and ``presets.py`` (how a run is resolved). May
 import :mod:`scalegpt.structured`, :mod:`~scalegpt.storage`, :mod:`~scalegpt.text` and :mod:`~scalegpt.errors`; no torch.

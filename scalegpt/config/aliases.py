@@ -23,12 +23,12 @@ _ONLY_TRAIN = {
 }
 _ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration", "ui", "port"}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
-"""Flags of ``train`` alone; flags of ``plan`` alone; flags of ``plan`` that the launcher has in training."""
+"""Flags that only ``train`` has; flags that only ``plan`` has; flags of ``plan`` that belong to the launcher in training."""
 
 
 @cache
 def words_of_others() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Two tables: setting or flag → its names in other trainers, and sentence of advice → the names that it answers.
+    """Two tables: setting or flag → its names in other trainers; sentence of advice → the names that it is for.
 
     ``{name}`` in a sentence stands for a setting; :func:`hint` writes it as a flag or as a key.
     """

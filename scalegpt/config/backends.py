@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from scalegpt.errors import InputError
 
 OFFLOADS = ("none", "optimizer", "all")
-"""What ``--offload`` keeps in host memory: nothing; the optimizer's state; that state and the weights and gradients."""
+"""What ``--offload`` keeps in host memory: nothing; the optimizer's state; or that state, weights and gradients."""
 
 OPTIMIZER_STATE, GRADIENTS, WEIGHTS = "optimizer", "gradients", "weights"
 """The model states that a ZeRO stage may cut into shards; fp32 master weights belong to the optimizer's state."""
@@ -25,9 +25,9 @@ class Mesh:
     """The data-parallel ranks as a grid of ``replicas`` × ``shards``.
 
     The ZeRO stage decides which model states (:data:`ZERO_CUTS`) are cut into ``shards`` parts, one on each rank of a
-    replica. So each replica holds all parts of these states. All other states are whole on every rank. Each rank
-    computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards``: the shards of one
-    replica, which exchange the most data, have neighbouring ranks.
+    replica. Each replica therefore holds all parts of these states. All other states are whole on every rank. Each rank
+    computes on its own data. Rank r is shard r mod ``shards`` of replica r ÷ ``shards`` (rounded down), so the shards
+    of one replica, which exchange the most data, are on neighbouring ranks.
 
     - Mesh(W, 1): W replicas; no state is cut (stage 0).
     - Mesh(1, W): one replica; the states are cut over all W ranks (ZeRO, FSDP2).
@@ -59,10 +59,10 @@ class BackendSpec:
         stages: the ZeRO stages that the backend offers.
         default_stage: the stage of a run that does not set one.
         cut_from: model state → the lowest stage at which the state is cut over the shards.
-        flat_from: the lowest stage at which the optimizer updates flat (one-dimensional) parts of many tensors, and so
-            sees no matrices; None: the optimizer updates single tensors at every stage.
+        flat_from: the lowest stage at which the optimizer updates flat (one-dimensional) parts of many tensors instead
+            of matrices; None: it updates single tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
-        offload_rule: ``offloads`` in words, as the end of an error message, with the flags to use.
+        offload_rule: ``offloads`` in words, with the flags to use, for the end of an error message.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
         package: the Python package that the backend needs beside torch; None: torch is enough.
     """
@@ -89,7 +89,7 @@ class BackendSpec:
         return len(self.stages) > 1
 
     def cuts(self, state: str, stage: int) -> bool:
-        """Whether a model state, such as :data:`GRADIENTS`, is cut over the shards at a stage."""
+        """Whether a model state, for example :data:`GRADIENTS`, is cut over the shards at a stage."""
         return stage >= self.cut_from[state]
 
     def updates_flat_parts(self, stage: int) -> bool:
@@ -101,7 +101,7 @@ class BackendSpec:
         return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
-        """The start of the command that runs a script on a machine's ranks: the launcher and its options, as words."""
+        """The first words of the command that runs a script on a machine's ranks: the launcher and its options."""
         if machines > 1:
             place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", "FIRST_MACHINE:29500"]
             return ["torchrun", "--nnodes", str(machines), "--nproc_per_node", str(gpus), *place]
@@ -113,7 +113,7 @@ class BackendSpec:
         """Refuse a mesh that the backend cannot run.
 
         Raises:
-            InputError: there are several ranks for a backend of one process, or several replicas of several shards.
+            InputError: a backend of one process gets several ranks, or there are several replicas of several shards.
         """
         if self.one_process and mesh.ranks > 1:
             others = " or ".join(f"--backend {spec.name}" for spec in BACKENDS.values() if not spec.one_process)
@@ -178,6 +178,6 @@ def stage_help() -> str:
     """The help text of ``--zero_stage``."""
     defaults = ", ".join(f"{spec.default_stage} for {spec.name}" for spec in BACKENDS.values() if spec.has_stages)
     return (
-        "what is sharded: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters; "
+        "what is sharded: 0: nothing; 1: optimizer state; 2: gradients too; 3: parameters too; "
         f"none: {defaults}; auto: the fastest that fits"
     )

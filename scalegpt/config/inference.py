@@ -1,4 +1,4 @@
-"""How a trained model is loaded to be used, and how it is evaluated."""
+"""Settings for loading a trained model, and for evaluating it."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,25 @@ LAST, BEST = "last", "best"
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings(Section):
-    """Which checkpoint of a run is loaded, where and in what dtype it computes, and how much of it at once.
+    """Which checkpoint of a run is loaded, and the device, dtype and batch with which the model computes.
 
     Raises:
         InputError: a value is outside its bounds.
     """
 
     checkpoint: str = setting(LAST, "a step; best: the lowest held-out loss; last: the newest")
-    device: str = setting("auto", "where to compute; auto: CUDA if there is any", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto", "where to compute; auto: CUDA if there is a CUDA device", choices=("auto", "cpu", "cuda")
+    )
     precision: str = setting(
         "auto", "compute dtype; auto: bf16 on a CUDA device with bf16 units, else fp32", choices=PRECISIONS
     )
-    micro_batch: int = setting(8, "sequences computed at once; more take more memory", minimum=1, maximum=10**6)
+    micro_batch: int = setting(8, "sequences computed at once; more need more memory", minimum=1, maximum=10**6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(InferenceSettings):
-    """How ``scalegpt eval`` cuts a text into windows, besides how the model is loaded.
+    """How ``scalegpt eval`` cuts a text into windows, and how the model is loaded.
 
     Raises:
         InputError: a value is outside its bounds.
@@ -35,8 +37,8 @@ class EvaluationSettings(InferenceSettings):
 
     stride: int | None = setting(
         None,
-        "tokens from one window to the next: fewer give tokens more context and take longer; none: block_size, so that "
-        "windows do not overlap",
+        "tokens from the start of one window to the next; a smaller number gives tokens more context and takes "
+        "longer; none: block_size, so that windows do not overlap",
         minimum=1,
         maximum=10**9,
     )

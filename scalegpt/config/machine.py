@@ -9,7 +9,7 @@ MOST_GB = 1_000_000
 MOST_GBPS = 1_000_000
 
 CPU = "cpu"
-"""The value of ``gpu`` that means this machine's processor."""
+"""The value of ``gpu`` that stands for this machine's processor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,28 +21,28 @@ class MachineConfig(Section):
     """
 
     gpu: str | None = setting(
-        None, "the card, such as a100-40gb, rtx4090 or 'H100 SXM', see `scalegpt gpus`; cpu: this processor"
+        None, "the card, for example a100-40gb, rtx4090 or 'H100 SXM', see `scalegpt gpus`; cpu: this processor"
     )
     memory_gb: float | None = setting(
         None,
-        "memory of each card to plan for, GB of 10⁹ bytes; with --gpu, the part of its memory to use",
+        "memory of each card to plan for, in GB of 10⁹ bytes; with --gpu, how much of its memory to use",
         above=0,
         maximum=MOST_GB,
     )
     host_memory_gb: float | None = setting(
         None,
-        "host memory of each machine, GB of 10⁹ bytes, which offload needs; none: what this machine has available, or with "
+        "host memory of each machine, in GB of 10⁹ bytes; offload needs it; none: the memory available here, or with "
         "--gpu or --gpus an assumed size",
         above=0,
         maximum=1_000_000,
     )
     gpus: int | None = setting(
-        None, "GPUs in each machine; none: those found here, or with --gpu one", minimum=1, maximum=MOST_GPUS
+        None, "GPUs in each machine; none: those found here, or one if --gpu is given", minimum=1, maximum=MOST_GPUS
     )
     nodes: int = setting(1, "machines", minimum=1, maximum=MOST_GPUS)
     network_gbps: float | None = setting(
         None,
-        "network of each machine, Gbit/s in each direction, such as 100 or 3200; none: an assumed speed",
+        "network of each machine in Gbit/s, in each direction, for example 100 or 3200; none: an assumed speed",
         above=0,
         maximum=MOST_GBPS,
     )

@@ -25,12 +25,12 @@ class UpdateGroup:
     """Tensors that an optimizer updates together, in the same way.
 
     Attributes:
-        kinds: the kinds of tensors in the group, such as :data:`MATRIX`.
+        kinds: the kinds of tensors in the group, for example :data:`MATRIX`.
         states: the names of a parameter's state tensors, all fp32 and of the parameter's shape.
         moved: bytes per parameter that an update reads and writes in memory.
         together: temporary bytes per parameter that an update allocates for all tensors of the group at once.
         one_by_one: temporary bytes per parameter that an update allocates for one tensor at a time; freed before the next.
-        kernels: kernels that an update starts for each tensor; 0 where one kernel updates many tensors.
+        kernels: kernels that an update starts for each tensor; 0: one kernel updates many tensors.
         counts_steps: whether the optimizer keeps a step counter for each tensor.
         orthogonalises: whether an update includes Muon's orthogonalisation, whose work and memory are not in the figures
             above but in :mod:`scalegpt.planner.memory.newton_schulz`.
@@ -60,8 +60,8 @@ class OptimizerSpec:
         help: a description for ``--help``.
         groups: the groups in the order in which they are updated; each kind of tensor belongs to one group.
         settings: the names of the settings in :class:`~scalegpt.config.train.TrainConfig` that no other optimizer uses.
-        counters_on_device: whether the step counter of a tensor is an fp32 scalar on the device; if not, it is in host
-            memory.
+        counters_on_device: whether the step counter of a tensor is an fp32 scalar on the device; otherwise it is in
+            host memory.
         unfit: (backend, ZeRO stage, offload) → why the optimizer does not work there, and what to use instead; None if
             it works.
     """
@@ -74,7 +74,7 @@ class OptimizerSpec:
     unfit: Callable[[BackendSpec, int, str], str | None] = lambda _backend, _stage, _offload: None
 
     def group_of(self, kind: str) -> UpdateGroup:
-        """The group to which tensors of a kind, such as :data:`MATRIX`, belong."""
+        """The group to which tensors of a kind, for example :data:`MATRIX`, belong."""
         return next(group for group in self.groups if kind in group.kinds)
 
     @property
@@ -108,7 +108,9 @@ def _adamw(*, fused: bool) -> OptimizerSpec:
 
 
 def _muon(*, fused: bool) -> OptimizerSpec:
-    """Muon for the blocks' matrices, each with one momentum and its gradient as workspace; AdamW for all other tensors.
+    """Muon for the blocks' matrices, with one momentum each; AdamW for all other tensors.
+
+    Muon's update overwrites the gradient.
 
     For a matrix, in bytes per parameter: update the momentum (12); overwrite the gradient with Nesterov's sum (12); decay
     the weight (8). :mod:`scalegpt.planner.time.work` adds the bytes that the orthogonalisation moves.
@@ -139,7 +141,7 @@ def _unfit_for_muon(backend: BackendSpec, stage: int, offload: str) -> str | Non
         return None
     also = ", and the planner does not model its step in bf16" if stage == 1 else ""
     return (
-        f"optimizer muon: DeepSpeed's stage {stage} clips the orthogonalised update instead of the gradient, which is "
+        f"optimizer muon: DeepSpeed's stage {stage} clips the orthogonalised update instead of the gradient, so it is "
         f"another optimizer{also}; use --backend fsdp, or --zero_stage 0"
     )
 

@@ -45,7 +45,7 @@ def _preset_files(folder: str) -> dict[str, Path]:
 
 
 UNNAMED = "custom"
-"""The name of a run that has neither a name nor a preset or a file to be named after."""
+"""The name of a run without a name, a preset or a configuration file."""
 
 
 def preset_names() -> tuple[str, ...]:
@@ -158,10 +158,11 @@ def resolve(
     name: str | None = None,
     given_in: str = "command line",
 ) -> RunConfig:
-    """The configuration of a preset, a file or the values of one, overridden by the flags.
+    """The configuration of a preset, of a file, or of parsed values, overridden by the flags.
 
     Args:
-        preset: name of a preset. At most one of this and the next two is given; without any, the defaults apply.
+        preset: name of a preset. At most one of ``preset``, ``config_file`` and ``base`` is given; without any, the
+            defaults apply.
         config_file: path of a JSON or YAML file.
         base: the values of a configuration file, already checked.
         flags: setting → value, of any section; the flags override the file. The settings in
@@ -170,7 +171,7 @@ def resolve(
         given_in: the source of the flags, for error messages.
 
     Raises:
-        InputError: a name or key is unknown, a value is bad, or the settings do not go together.
+        InputError: a name or key is unknown, a value is not valid, or settings contradict each other.
     """
     if preset is not None and config_file is not None:
         raise InputError(f"give --preset {preset} or --config_file {config_file}, not both")
@@ -229,7 +230,7 @@ def _replace_lengths(file: Values, flags: Values) -> tuple[Values, Values]:
     """Unset the lengths (:data:`LENGTHS`) that a higher level overrides; return the file's values and the flags.
 
     The levels from the top are flags, file, defaults. A level that sets one length unsets both lengths of the levels
-    below. So with ``max_tokens`` alone, the default of ``max_iters`` does not apply.
+    below: if only ``max_tokens`` is given, the default of ``max_iters`` does not apply.
     """
     neither = dict.fromkeys(LENGTHS)
     if _gives_length(flags):

@@ -12,7 +12,7 @@ _DEFAULTS: dict[str, dict[str, float | None]] = {
     LLAMA3: {"original_block_size": None, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     YARN: {"original_block_size": None, "beta_fast": 32.0, "beta_slow": 1.0},
 }
-"""Type → the keys that it has beside ``factor``, and their defaults; None: there is no default, the key must be given."""
+"""Type → the keys that it has besides ``factor``, and their defaults; None: the key must be given."""
 
 _OPTIONAL = {YARN: {"attention_factor"}}
 
@@ -22,17 +22,17 @@ class RopeScaling(Section):
     """The setting ``rope_scaling``: an object with the key ``type`` and the keys of that type.
 
     - ``linear``: positions are divided by ``factor`` (Chen et al. 2023, arXiv 2306.15595).
-    - ``llama3``: low frequencies are divided by ``factor``, high ones stay (Llama 3.1; Grattafiori et al. 2024,
+    - ``llama3``: low frequencies are divided by ``factor``, high ones are kept (Llama 3.1; Grattafiori et al. 2024,
       arXiv 2407.21783).
-    - ``yarn``: as llama3, with a linear ramp between both, and logits scaled by ``attention_factor``² (Peng et al. 2023,
-      arXiv 2309.00071).
+    - ``yarn``: the same, with a linear ramp between low and high, and logits scaled by ``attention_factor``² (Peng et
+      al. 2023, arXiv 2309.00071).
 
     Raises:
         InputError: a value is outside its bounds, a key does not belong to the type, or a required key is missing.
     """
 
     type: str = setting(LINEAR, "the kind of scaling", choices=(LINEAR, LLAMA3, YARN))
-    factor: float = setting(1.0, "how many times as long as before the context is", minimum=1, maximum=1_000_000)
+    factor: float = setting(1.0, "the new context length divided by the old", minimum=1, maximum=1_000_000)
     original_block_size: int | None = setting(
         None, "context length before the scaling, in tokens", minimum=1, maximum=100_000_000
     )
@@ -76,10 +76,10 @@ class RopeScaling(Section):
             raise InputError(f"rope_scaling: {lower} {low:g} must be less than {higher} {high:g}")
 
     def as_dict(self) -> dict[str, str | float]:
-        """The keys that are set, as files write them."""
+        """The keys that are set, in the form of a configuration file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: value for key, value in values.items() if value is not None}
 
     def __str__(self) -> str:
-        """The scaling as a flag takes it, such as ``{type: linear, factor: 2.0}``."""
+        """The scaling in the form of a flag's value, for example ``{type: linear, factor: 2.0}``."""
         return "{" + ", ".join(f"{key}: {value}" for key, value in self.as_dict().items()) + "}"

@@ -17,7 +17,10 @@ PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompu
 """The settings that may be ``auto``: the planner chooses them."""
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})
-"""The settings that are ``auto`` in training unless they are set; a micro batch in a preset or file is only a hint."""
+"""The settings that are ``auto`` in training unless the user sets them.
+
+A micro batch in a preset or file is only a hint.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class ParallelConfig(Section):
     zero_stage: int | None = setting(None, stage_help(), minimum=0, maximum=3)
     offload: str = setting(
         "none",
-        "keep the optimizer's state, or parameters too (all), in host memory; auto: only if nothing else fits",
+        "what to keep in host memory: optimizer: the optimizer's state; all: also the parameters; auto: only what is "
+        "needed to fit",
         choices=OFFLOADS,
     )
     ds_config: str | None = setting(
@@ -63,7 +67,7 @@ class ParallelConfig(Section):
         return self.spec.mesh(self.stage, ranks)
 
     def label(self, before_stage: str = "stage ") -> str:
-        """Backend and stage in words, such as ``fsdp stage 2``; ``before_stage`` precedes the number."""
+        """Backend and stage in words, for example ``fsdp stage 2``; ``before_stage`` is the text before the number."""
         return f"{self.backend} {before_stage}{self.stage}" if self.spec.has_stages else self.backend
 
 

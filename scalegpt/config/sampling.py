@@ -14,7 +14,7 @@ class SamplingSettings(Section):
     """
 
     max_new_tokens: int = setting(
-        256, "most tokens of a sample; it ends earlier where the model ends the text", minimum=1, maximum=10**9
+        256, "the most tokens of a sample; it is shorter if the model ends the text", minimum=1, maximum=10**9
     )
     temperature: float = setting(
         1.0, "below 1: likelier tokens; above 1: more variety; 0: always the likeliest token", minimum=0, maximum=1000

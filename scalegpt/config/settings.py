@@ -49,11 +49,11 @@ def setting(
 ) -> Any:
     """A dataclass field that is a setting, with its help and its bounds.
 
-    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words.
-    A text field with ``words`` holds some of them with commas between them; in a file it may be a list.
-    ``as_text`` makes the text of a field that takes several values on the command line, and lists and mappings in files.
-    None, which only an optional field can be, is within all bounds. In a path (``is_path``), ``~`` is the home folder.
-    Give every number an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
+    ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words. A
+    text field with ``words`` holds some of these words, separated by commas; in a file it may be a list. ``as_text`` makes
+    the text of a field that takes several words on the command line, and lists and mappings in files. None, which only
+    optional fields allow, is within all bounds. In a path (``is_path``), ``~`` is the home folder. Give every number an
+    upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
     metadata = {
         "help": help,
@@ -71,7 +71,7 @@ def setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the configuration, such as all training settings: frozen, and checked when it is made.
+    """A part of the configuration, for example all training settings: frozen, and checked when it is made.
 
     Raises:
         InputError: a value is outside its bounds or choices.
@@ -96,7 +96,7 @@ class Section:
 
         Args:
             values: setting → value; text is converted to the setting's type.
-            where: the source's name in an error message, such as ``configs/small.json``.
+            where: the source's name in error messages, for example ``configs/small.json``.
 
         Raises:
             InputError: a key is unknown, or a value has the wrong type or is outside its bounds.
@@ -111,7 +111,7 @@ class Section:
             raise InputError(f"{where}: {error}") from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with some settings replaced; for speed in a search, only the replaced settings' bounds are checked."""
+        """A copy with some settings replaced. For speed, only the bounds of the replaced settings are checked."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         for name, value in values.items():
@@ -159,10 +159,10 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def _section(kind: type[Section], name: str, value: Any) -> Section:
-    """A setting that is an object: from a mapping, or from its text, such as ``{type: linear, factor: 2}``.
+    """Make a setting that is an object, from a mapping or from its text, for example ``{type: linear, factor: 2}``.
 
     Raises:
-        InputError: the value is neither an object nor the text of one, or a key or value of it is not allowed.
+        InputError: the value is neither an object nor its text, or has a key or value that is not allowed.
     """
     if isinstance(value, kind):
         return value
@@ -173,7 +173,7 @@ def _section(kind: type[Section], name: str, value: Any) -> Section:
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
-    """The value as text; a whole number, which may be a name, and a path become text; None for any other type.
+    """The value as text. Whole numbers (which may be names) and paths are converted; None for any other type.
 
     Raises:
         InputError: the text is too long, is not a valid path, or is not UTF-8.
@@ -265,19 +265,21 @@ def _check_bounds(field: "dataclasses.Field[Any]", value: Any) -> None:
 
 
 def words_of(value: str | None) -> tuple[str, ...]:
-    """The words of a setting that holds several with commas between them, each once."""
+    """The words of a setting that holds several words separated by commas, each word once."""
     return tuple(dict.fromkeys(word.strip() for word in (value or "").split(",") if word.strip()))
 
 
 def steps_of(text: str, name: str) -> tuple[int, int]:
-    """The first and the last step that ``A`` or ``A:B`` names; ``name`` is the flag's, for messages.
+    """The first and the last step that ``A`` or ``A:B`` names; ``name`` is the flag's name in messages.
 
     Raises:
         InputError: the text has neither form, the range is empty, or it begins before step 1.
     """
     found = re.fullmatch("([0-9]{1,15})(?::([0-9]{1,15}))?", text)
     if found is None:
-        raise InputError(f"{name} must be A or A:B, whole numbers from 1 on, such as 100:120, not {shown(text)}")
+        raise InputError(
+            f"{name} must be A or A:B with whole numbers from 1 on, for example 100:120, not {shown(text)}"
+        )
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last:
         raise InputError(f"{name} {text} names no step: steps count from 1, and in A:B, A must be at most B")

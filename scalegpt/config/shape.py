@@ -12,7 +12,7 @@ GATED = ("swiglu", "geglu")
 """The activations with a gate (Shazeer 2020, arXiv 2002.05202)."""
 
 RESOLVED = {"n_kv_head": "kv_heads", "head_size": "head_width", "n_inner": "inner_width"}
-"""Setting that may be none → the property of :class:`ModelConfig` with the size that holds then."""
+"""Setting that may be none → the property of :class:`ModelConfig` with the size that then applies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class ModelConfig(Section):
 
     Raises:
         InputError: a value is outside its bounds, head counts and widths do not divide each other, or a setting of
-            rotary positions does not suit the others.
+            rotary positions contradicts another setting.
     """
 
     n_layer: int = setting(4, "number of transformer blocks", minimum=1, maximum=2000)
@@ -31,7 +31,7 @@ class ModelConfig(Section):
     )
     n_kv_head: int | None = setting(
         None,
-        "heads of keys and values; must divide n_head, and fewer than n_head is grouped-query attention; none: n_head",
+        "heads of keys and values; must divide n_head; fewer than n_head give grouped-query attention; none: n_head",
         minimum=1,
         maximum=100_000,
     )
@@ -40,7 +40,8 @@ class ModelConfig(Section):
     )
     n_inner: int | None = setting(
         None,
-        "width of the feed-forward layer; none: 4 · n_embd, and for gated ones 8/3 · n_embd rounded up to 256",
+        "width of the feed-forward layer; none: 4 · n_embd, or with a gated activation 8/3 · n_embd rounded up to a "
+        "multiple of 256",
         minimum=1,
         maximum=10_000_000,
     )
@@ -55,7 +56,7 @@ class ModelConfig(Section):
     )
     bias: bool | str = setting(
         False,
-        "biases: true, in the linear layers and layer norms, as GPT-2 has them; qkv, only of queries, keys and values",
+        "biases: true: in linear layers and layer norms, as in GPT-2; qkv: only for queries, keys and values",
         choices=("qkv",),
     )
     tie_head: bool = setting(True, "the LM head shares the token embedding's matrix")
@@ -71,12 +72,12 @@ class ModelConfig(Section):
     )
     rope_theta: float = setting(10_000.0, "base of the rotary frequencies", minimum=1, maximum=1e15)
     rope_scaling: RopeScaling | None = setting(  # noqa: RUF009 - setting() makes a dataclass field
-        None, "scaling of rotary positions to a longer context, such as {type: linear, factor: 2}; none: no scaling"
+        None, "scaling of rotary positions to a longer context, for example {type: linear, factor: 2}; none: no scaling"
     )
     rotary_share: float = setting(
         1.0, "share of each head's width that is rotated; GPT-NeoX rotates 0.25", above=0, maximum=1
     )
-    qk_norm: bool = setting(False, "an RMSNorm over each head's queries and keys, before the rotation, as Qwen3 has it")
+    qk_norm: bool = setting(False, "an RMSNorm over each head's queries and keys, before the rotation, as in Qwen3")
     activation: str = setting(
         "gelu",
         "gelu: exact; gelu_tanh: GPT-2's form, which llama.cpp reads; relu2: the square of ReLU; "
@@ -88,13 +89,13 @@ class ModelConfig(Section):
     )
     logit_softcap: float | None = setting(
         None,
-        "bound the logits by X · tanh(logit / X), as Gemma 2 does with X = 30; none: no bound",
+        "replace each logit by X · tanh(logit / X), as Gemma 2 does with X = 30; none: keep the logits",
         above=0,
         maximum=1_000_000,
     )
 
     def check(self) -> None:
-        """Refuse head counts and widths that do not divide each other, and settings of positions that there are not."""
+        """Refuse head counts and widths that do not divide each other, and settings for another kind of positions."""
         if self.head_size is None and self.n_embd % self.n_head:
             near = heads_near(self.n_embd, self.n_head)
             raise InputError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; n_head {near} would work")
@@ -111,8 +112,10 @@ class ModelConfig(Section):
     def _check_rotation(self) -> None:
         if self.rotary_width < 2 or self.rotary_width % 2:
             raise InputError(
-                f"rotary positions turn pairs of numbers, but {self.rotary_share:g} of a head's {self.head_width} numbers "
-                f"are {self.rotary_width}; choose n_head, head_size or rotary_share so that they are even and at least 2"
+                f"rotary positions turn pairs of numbers, but {self.rotary_share:g} of a head's {self.head_width} "
+                "numbers "
+                f"are {self.rotary_width}; choose n_head, head_size or rotary_share so that they are even and at "
+                "least 2"
             )
 
     @property
@@ -126,7 +129,7 @@ class ModelConfig(Section):
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     def heads_in_words(self, of: str = "") -> str:
-        """The number of attention heads, ``of`` what size, and the number of those of keys and values if there are fewer."""
+        """The number of attention heads, the text ``of``, and the number of key and value heads if there are fewer."""
         fewer = f" ({self.kv_heads} of keys and values)" if self.kv_heads != self.n_head else ""
         return f"{self.n_head} heads{of}{fewer}"
 
@@ -137,7 +140,7 @@ class ModelConfig(Section):
 
     @property
     def is_gated(self) -> bool:
-        """Whether the feed-forward layer multiplies the activation of one matmul with the result of another."""
+        """Whether the feed-forward layer is gated: it multiplies the activation of one matmul by the result of another."""
         return self.activation in GATED
 
     @property
@@ -154,7 +157,7 @@ class ModelConfig(Section):
 
     @property
     def has_bias(self) -> bool:
-        """Whether all linear layers, except the head, and all layer norms have biases; an RMSNorm never has one."""
+        """Whether all layer norms and all linear layers except the head have biases. An RMSNorm never has one."""
         return self.bias is True
 
 

@@ -19,11 +19,11 @@ NAMES = (*TOKENS, "char")
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 FILE_LIMIT = 128 << 20
-"""Bytes of the largest ``tokenizer.json`` that is read; the largest in common use have 35 MB."""
+"""The largest ``tokenizer.json`` that is read, in bytes. The largest files in common use have 35 MB."""
 
 LARGEST_VOCABULARY = 10_000_000
 PADDED_TO = 128
-"""A vocabulary made by byte-pair encoding or the like is padded to a multiple of this in the model."""
+"""The model pads a learned vocabulary, for example one of byte-pair encoding, to a multiple of this."""
 
 _OTHER_VOCABULARIES = {
     "tokenizer.model": "a SentencePiece model", "spiece.model": "a SentencePiece model", "vocab.json": "the older vocab.json",
@@ -37,14 +37,17 @@ def is_file(tokenizer: str) -> bool:
 
 
 def same_kind(one: Any, other: Any) -> bool:
-    """Whether two values of the setting are the same name, or both are paths; paths are compared by what the files hold."""
+    """Whether two values of the setting are the same name, or both are paths.
+
+    The contents of the files are compared elsewhere.
+    """
     return one == other or (isinstance(one, str) and isinstance(other, str) and is_file(one) and is_file(other))
 
 
 def check_tokenizer(tokenizer: str) -> None:
-    """Refuse a word that is close to a name and is not the path of anything: it was mistyped.
+    """Refuse a word that is close to a name and is not an existing path, since it was probably mistyped.
 
-    Any other path is checked when it is read, since a run may have a copy of a file that is gone.
+    Other paths are checked when they are read, since the run may have a copy of a file that is gone.
 
     Raises:
         InputError: the message has the name that was probably meant.
@@ -73,7 +76,8 @@ def tokenizer_file(tokenizer: str) -> Path:
             if path.exists():
                 return path
             raise InputError(
-                f"tokenizer {one_line(path)} does not exist; give {', '.join(NAMES)}, or the path of a tokenizer.json or "
+                f"tokenizer {one_line(path)} does not exist; give {', '.join(NAMES)}, or the path of a "
+                "tokenizer.json or "
                 "of its folder (nothing is downloaded)"
             )
         if (path / TOKENIZER_JSON).exists():

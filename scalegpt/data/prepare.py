@@ -19,6 +19,8 @@ from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
+from scalegpt.data.prepared import prepared_at
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
 from scalegpt.data.split import Split, choose_split
@@ -111,8 +113,9 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     """
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-    if is_prepared(Path(data.input_file)):
-        given = open_given(data.input_file, data)
+    path = prepared_at(data.input_file, progress)
+    if path is not None:
+        given = open_given(path, data)
         given.check_contents()
         return given
     work = _survey(split_inputs(data.input_file), data)
@@ -166,7 +169,7 @@ def split_inputs(text: str) -> list[str]:
 def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig) -> Corpus:
     """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written."""
     corpus = survey(
-        inputs,
+        [local_path(str(each)) for each in inputs],
         settings.encoding,
         want_characters=settings.tokenizer == "char",
         as_text=settings.as_text,

@@ -59,7 +59,7 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(name: str) -> Callable[[Check], Check]:
-    """Register a check: a generator of findings, at least one unless the check does not apply to this machine."""
+    """Register a check, a generator of findings. One that does not apply to this machine may yield none."""
 
     def register(function: Check) -> Check:
         CHECKS[name] = function
@@ -69,7 +69,7 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def run_checks(setting: Setting, names: list[str] | None = None) -> Iterator[Result]:
-    """Run checks and yield their findings as they come; a check that raises an exception has failed, with it as the cause.
+    """Run checks and yield their findings as they come. If a check raises an exception, it has failed.
 
     Args:
         setting: what the user wants to have checked.

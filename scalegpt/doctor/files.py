@@ -17,10 +17,10 @@ WRITTEN = 64 * MIB
 """Bytes that are written to measure the disk."""
 
 SLOW_DISK = 50e6
-"""Bytes per second below which checkpoints make training wait."""
+"""A disk that writes fewer bytes per second is a warning: checkpoints make training wait."""
 
 LITTLE_ROOM = 5 * GIB
-"""Free bytes below which a run of more than a small model soon fills the disk."""
+"""Less free space than these bytes is a warning: the checkpoints of most models fill it soon."""
 
 LITTLE_SHARED = 64 * MIB
 """The size of /dev/shm in a container that was started without --shm-size; NCCL needs more."""
@@ -28,7 +28,7 @@ LITTLE_SHARED = 64 * MIB
 
 @check("runs folder")
 def runs_folder(setting: Setting) -> Iterator[Finding]:
-    """The folder of runs can be written, has room, and its disk is not slow."""
+    """Check that the folder of runs can be written and has room, and that its disk is fast enough."""
     place = _existing(setting.runs_dir)
     try:
         rate = _write_rate(place)
@@ -55,7 +55,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _write_rate(folder: Path) -> float:
-    """Bytes per second with which a file is written and synced to the disk; nothing is left behind."""
+    """Measure the bytes per second with which a file is written and synced to the disk, and delete the file."""
     block = os.urandom(MIB)
     start = time.perf_counter()
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -68,7 +68,7 @@ def _write_rate(folder: Path) -> float:
 
 @check("shared memory")
 def shared_memory(_: Setting) -> Iterator[Finding]:
-    """The shared memory is large enough for NCCL, which several GPUs use."""
+    """Check that the shared memory is large enough for NCCL between several GPUs."""
     place = Path("/dev/shm")  # noqa: S108 - looked at, not written to
     if not place.is_dir():
         return
@@ -85,7 +85,7 @@ def shared_memory(_: Setting) -> Iterator[Finding]:
 
 @check("tokenizer")
 def tokenizer(_: Setting) -> Iterator[Finding]:
-    """GPT-2's vocabulary is there, and unchanged."""
+    """Check that GPT-2's vocabulary is installed and unchanged."""
     from scalegpt.data.tokenizers import make_tokenizer
 
     try:

@@ -16,7 +16,7 @@ LEAST_SHARE = 0.5
 
 @check("gpus")
 def gpus(_: Setting) -> Iterator[Finding]:
-    """The cards that the driver lists, and the memory that other processes hold on them."""
+    """List the cards that the driver finds, and the memory that other processes hold on them."""
     found = find()
     for remark in found.notes:
         yield Finding(WARNING, remark, "install or load the driver, or restart the machine")
@@ -40,7 +40,7 @@ def gpus(_: Setting) -> Iterator[Finding]:
 
 @check("cuda")
 def cuda(_: Setting) -> Iterator[Finding]:
-    """The versions of driver, CUDA and NCCL, as torch sees them."""
+    """Report the versions of the driver, CUDA and NCCL that torch sees."""
     import torch
 
     if not torch.cuda.is_available():
@@ -60,7 +60,7 @@ def cuda(_: Setting) -> Iterator[Finding]:
 
 @check("links")
 def links(_: Setting) -> Iterator[Finding]:
-    """Each pair of GPUs copies directly, and how fast."""
+    """Check that each pair of GPUs copies directly, and measure how fast GPU 0 copies to GPU 1."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -82,7 +82,7 @@ def links(_: Setting) -> Iterator[Finding]:
 
 @check("gpu speed")
 def gpu_speed(_: Setting) -> Iterator[Finding]:
-    """Each card's matmuls and copies beside the catalogue's peaks."""
+    """Compare the rates of each card's matmuls and copies with the catalogue's peaks."""
     import torch
 
     from scalegpt.hardware.gpus import known_card
@@ -105,7 +105,7 @@ def gpu_speed(_: Setting) -> Iterator[Finding]:
 
 
 def _multiplied(device: "torch.device", size: int = 4096, times: int = 20) -> float:
-    """FLOP/s of half-precision matmuls on a card."""
+    """Measure the FLOP/s of half-precision matmuls on a card."""
     import torch
 
     half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -114,7 +114,7 @@ def _multiplied(device: "torch.device", size: int = 4096, times: int = 20) -> fl
 
 
 def _copied(source: "torch.device", target: "torch.device", size: int = 2**28, times: int = 8) -> float:
-    """Bytes per second of copies between two cards, or of reading and writing on one card."""
+    """Measure the bytes per second of copies between two cards, or of reading and writing on one card."""
     import torch
 
     a, b = (torch.empty(size, dtype=torch.uint8, device=device) for device in (source, target))
@@ -123,7 +123,7 @@ def _copied(source: "torch.device", target: "torch.device", size: int = 2**28, t
 
 
 def _timed(device: "torch.device", work: "object") -> float:
-    """Seconds of a function's kernels on a card, after a first call that loads them."""
+    """Measure the seconds of a function's kernels on a card, after a first call that loads them."""
     import time
 
     import torch

@@ -10,14 +10,14 @@ import psutil
 from scalegpt.doctor.checks import FAILURE, OK, WARNING, Finding, Setting, check
 
 PORTS = {29500: "torchrun and DeepSpeed"}
-"""The ports that launchers listen at by default → who does."""
+"""The default port of each launcher → the launcher's name."""
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not listened at
 
 
 @check("ports")
 def ports(_: Setting) -> Iterator[Finding]:
-    """The launchers' default ports are free; if a program listens there on all interfaces, others reach it too."""
+    """Check that the launchers' default ports are free, and whether a program that uses one is open to the network."""
     listening = _listening()
     chosen = os.environ.get("MASTER_PORT", "")
     wanted = {**PORTS, **({int(chosen): "MASTER_PORT"} if chosen.isdecimal() and 0 < int(chosen) < 2**16 else {})}
@@ -27,7 +27,7 @@ def ports(_: Setting) -> Iterator[Finding]:
             yield Finding(OK, f"port {port} ({whose}) is free")
             continue
         addresses = listening.get(port, set())
-        reach = ", on all interfaces: a run's port is open to the network" if addresses & WILDCARDS else ""
+        reach = " on all interfaces, so other machines reach it" if addresses & WILDCARDS else ""
         yield Finding(
             WARNING,
             f"a program listens at port {port}{reach}; {whose} cannot use it",
@@ -49,7 +49,7 @@ def _is_taken(port: int) -> bool:
 
 
 def _listening() -> dict[int, set[str]]:
-    """Port → the addresses at which programs listen, as far as the system shows their sockets."""
+    """Map each port to the addresses at which programs listen; sockets that the system does not show are left out."""
     found: dict[int, set[str]] = {}
     try:
         connections = psutil.net_connections(kind="tcp")
@@ -63,7 +63,7 @@ def _listening() -> dict[int, set[str]]:
 
 @check("loopback")
 def loopback(_: Setting) -> Iterator[Finding]:
-    """A loopback interface is up, which ranks on one machine use."""
+    """Check that the loopback interface is up: ranks on one machine meet there."""
     from scalegpt.backends.ports import loopback_interface
 
     name = loopback_interface()

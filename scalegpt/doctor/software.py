@@ -12,25 +12,25 @@ from scalegpt.planner.checks import INSTALL
 
 
 def required(package: str) -> SpecifierSet:
-    """The versions of a package that this installation of ScaleGPT declares; all, if it declares none."""
+    """The versions of a package that ScaleGPT's metadata allow; any version if they do not name the package."""
     found = [Requirement(line) for line in importlib.metadata.requires("scalegpt") or ()]
     return next((each.specifier for each in found if each.name == package), SpecifierSet())
 
 
 @check("python")
 def python(_: Setting) -> Iterator[Finding]:
-    """The version of Python is one that ScaleGPT runs on."""
+    """Check that ScaleGPT runs on this version of Python."""
     version = ".".join(map(str, sys.version_info[:3]))
     wanted = SpecifierSet(importlib.metadata.metadata("scalegpt")["Requires-Python"] or "")
     if wanted.contains(version):
         yield Finding(OK, f"Python {version}")
     else:
-        yield Finding(FAILURE, f"Python {version}, and ScaleGPT needs {wanted}", "make install PYTHON=python3.12")
+        yield Finding(FAILURE, f"Python {version}, but ScaleGPT needs {wanted}", "make install PYTHON=python3.12")
 
 
 @check("torch")
 def torch(_: Setting) -> Iterator[Finding]:
-    """Torch can be imported, has a version that was tested, and its build suits the GPUs."""
+    """Check that torch can be imported, that its version is allowed, and that its build suits the GPUs."""
     import torch
 
     from scalegpt.hardware.detect import find
@@ -38,7 +38,7 @@ def torch(_: Setting) -> Iterator[Finding]:
     version, wanted = torch.__version__, required("torch")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU only"
     if not wanted.contains(version.partition("+")[0]):
-        yield Finding(FAILURE, f"torch {version}, and ScaleGPT needs {wanted}", f"pip install 'torch{wanted}'")
+        yield Finding(FAILURE, f"torch {version}, but ScaleGPT needs {wanted}", f"pip install 'torch{wanted}'")
     elif find().devices and not torch.cuda.is_available():
         yield Finding(
             FAILURE,
@@ -51,7 +51,7 @@ def torch(_: Setting) -> Iterator[Finding]:
 
 @check("deepspeed")
 def deepspeed(_: Setting) -> Iterator[Finding]:
-    """DeepSpeed, an optional extra, has a version that was tested if it is installed."""
+    """Check DeepSpeed's version. DeepSpeed is an optional extra, so it may be missing."""
     wanted = required("deepspeed")
     try:
         version = importlib.metadata.version("deepspeed")
@@ -61,12 +61,12 @@ def deepspeed(_: Setting) -> Iterator[Finding]:
     if wanted.contains(version):
         yield Finding(OK, f"DeepSpeed {version}")
     else:
-        yield Finding(FAILURE, f"DeepSpeed {version}, and --backend deepspeed needs {wanted}", INSTALL)
+        yield Finding(FAILURE, f"DeepSpeed {version}, but --backend deepspeed needs {wanted}", INSTALL)
 
 
 @check("compiler")
 def compiler(_: Setting) -> Iterator[Finding]:
-    """A compiler is there for ``torch.compile``, which is the default on GPUs alone."""
+    """Check that ``torch.compile`` finds a compiler. Runs on GPUs compile by default, runs on CPUs do not."""
     import torch
 
     from scalegpt.backends.capabilities import resolve_compile

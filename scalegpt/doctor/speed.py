@@ -1,4 +1,4 @@
-"""A check of the processor's speed, whose rates the planner uses on a machine without GPU."""
+"""Checks the processor's speed. On a machine without GPUs the planner uses the rates measured here."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from scalegpt.hardware.processor import Measured, Processor, kept
 
 @check("processor")
 def processor(setting: Setting) -> Iterator[Finding]:
-    """The processor's rates, which are measured here if none are kept; not on a machine with GPUs."""
+    """Report the processor's rates, and measure them if none are stored. On a machine with GPUs nothing is reported."""
     if find().devices and not setting.measure:
         return
     import torch
@@ -21,7 +21,7 @@ def processor(setting: Setting) -> Iterator[Finding]:
         yield _finding(known.measured, "")
         return
     if known.warning:
-        yield Finding(WARNING, known.warning, "none is needed: they are measured anew now")
+        yield Finding(WARNING, known.warning, "nothing to do: they are measured again now")
     done = measure_and_keep()
     if done.problem:
         yield Finding(WARNING, done.line(), "make that folder writable, or name another with SCALEGPT_CACHE")
@@ -35,4 +35,5 @@ def _finding(measured: Measured, how: str) -> Finding:
     )
     if measured.quiet:
         return Finding(OK, line)
-    return Finding(WARNING, f"{line}; the machine was busy meanwhile", "scalegpt doctor --measure when it is idle")
+    line += "; the machine was busy during the measurement"
+    return Finding(WARNING, line, "run scalegpt doctor --measure when it is idle")

@@ -10,39 +10,39 @@ from scalegpt.doctor.checks import FAILURE, OK, WARNING, Finding, Setting, check
 from scalegpt.system.cores import usable_cores
 
 FEW_FILES = 1024
-"""Open files below which many ranks, or many shards of data, run out of them."""
+"""A lower limit on open files is a warning: many ranks, or many shards of data, need more."""
 
 OBSERVED, DRIFT = 0.3, 0.05
-"""Seconds for which the clocks are compared, and the difference that is worth a warning."""
+"""The clocks are compared for this many seconds; a difference of this many seconds is a warning."""
 
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "MKL_NUM_THREADS",
              "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "CUDA_LAUNCH_BLOCKING", "MASTER_ADDR", "MASTER_PORT",
              "RANK", "WORLD_SIZE")  # fmt: skip
-"""Environment variables that change how training runs, besides those that begin with :data:`PREFIXES`."""
+"""Environment variables that change how training runs. So do those that begin with :data:`PREFIXES`."""
 
 PREFIXES = ("NCCL_", "GLOO_", "TORCH_NCCL_", "DS_", "SCALEGPT_")
 
 
 @check("clock")
 def clock(_: Setting) -> Iterator[Finding]:
-    """The wall clock runs as fast as the monotonic one, and is not far in the past."""
+    """Check that the wall clock runs as fast as the monotonic clock, and is not days behind."""
     start, wall = time.monotonic(), time.time()
     time.sleep(OBSERVED)
     gap = (time.time() - wall) - (time.monotonic() - start)
     newest = Path(__file__).stat().st_mtime
     if time.time() < newest - 86400:
         yield Finding(
-            WARNING, "the clock is days behind: this installation is newer than now", "set it: timedatectl set-ntp true"
+            WARNING, "the clock is days behind: ScaleGPT's files are newer", "set it: timedatectl set-ntp true"
         )
     elif abs(gap) > DRIFT:
-        yield Finding(WARNING, f"the wall clock was set by {gap:+.2f} s just now", "let NTP finish: timedatectl status")
+        yield Finding(WARNING, f"the wall clock jumped by {gap:+.2f} s just now", "let NTP finish: timedatectl status")
     else:
         yield Finding(OK, "the wall clock runs steadily")
 
 
 @check("limits")
 def limits(_: Setting) -> Iterator[Finding]:
-    """The limits on open files, on locked memory and on the size of files."""
+    """Check the limits on open files, on locked memory and on the size of files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     size = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -61,7 +61,7 @@ def _limit(value: int) -> str:
 
 @check("environment")
 def environment(_: Setting) -> Iterator[Finding]:
-    """Environment variables that change training; a run does not print them."""
+    """Report environment variables that change training, since a run does not print them."""
     found = {
         name: value for name, value in sorted(os.environ.items()) if name in VARIABLES or name.startswith(PREFIXES)
     }
@@ -72,7 +72,7 @@ def environment(_: Setting) -> Iterator[Finding]:
             "unset OMP_NUM_THREADS",
         )  # fmt: skip
     if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in {"", "0"}:
-        yield Finding(WARNING, "CUDA_LAUNCH_BLOCKING is set: each kernel is waited for", "unset CUDA_LAUNCH_BLOCKING")
+        yield Finding(WARNING, "CUDA_LAUNCH_BLOCKING is set, which makes training slow", "unset CUDA_LAUNCH_BLOCKING")
     if os.environ.get("WORLD_SIZE", "1") != "1" or "RANK" in os.environ:
         yield Finding(
             WARNING,

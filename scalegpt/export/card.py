@@ -1,4 +1,4 @@
-"""The model card of an exported folder, its ``README.md``: what the model is, and how it was trained."""
+"""The model card (``README.md``) of an exported folder: what the model is, and how it was trained."""
 
 from scalegpt import __version__
 from scalegpt.architecture.counting import count_parameters
@@ -9,7 +9,7 @@ _SHOWN = ("optimizer", "learning_rate", "schedule", "weight_decay", "precision")
 
 
 def model_card(source: Source, family: str) -> str:
-    """The text of the card, with the front matter that Hugging Face's hub reads. It names no files of the user's.
+    """The text of the card, with the front matter that Hugging Face's hub reads. It names none of the user's files.
 
     Args:
         source: the model.

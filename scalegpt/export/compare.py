@@ -1,4 +1,4 @@
-"""Compare an exported folder with our own model: the logits of transformers, where it is installed, against ours."""
+"""Compares an exported folder with our own model: its logits in transformers, if that is installed, with our logits."""
 
 import gc
 from importlib.util import find_spec
@@ -18,17 +18,17 @@ LENGTHS = (1, 2, 17, 64)
 """The numbers of tokens after which the logits are compared."""
 
 MOST_APART = 1e-3
-"""The largest difference of two logits, as a share of the largest logit, that rounding in fp32 explains."""
+"""The largest difference of two logits that fp32 rounding explains, as a share of the largest logit."""
 
 
 def compare(source: Source, folder: Path) -> str:
-    """Compare the logits of both models, in fp32 with the weights that were written, on random tokens.
+    """Compare the logits of both models on random tokens, in fp32, with the weights that were written.
 
     Returns:
         A sentence with the largest difference of two logits, or with the reason why they were not compared.
 
     Raises:
-        RunError: they differ by more than rounding.
+        RunError: the logits differ by more than rounding.
     """
     if find_spec("transformers") is None:
         return "logits not compared: transformers is not installed (pip install transformers)"

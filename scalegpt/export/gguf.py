@@ -1,4 +1,4 @@
-"""Write a model as a GGUF file, which ``llama.cpp`` reads, through the ``gguf`` package. Tensors are written one at a time.
+"""Writes a model as a GGUF file for ``llama.cpp``, with the ``gguf`` package. Tensors are written one at a time.
 
 Matrices have the dtype that was asked for; norms and biases are fp32, as ``llama.cpp`` requires. ``llama.cpp`` computes GELU
 only in its tanh form.
@@ -30,11 +30,11 @@ INSTALL = "pip install 'scalegpt[gguf]'"
 ARCHITECTURES = {
     "gpt2": "gpt2", "gpt_neox": "gptneox", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
 }  # fmt: skip
-"""Family of Hugging Face → the architecture in ``llama.cpp`` that computes the same."""
+"""Family of Hugging Face → the equivalent architecture in ``llama.cpp``."""
 
 GATED = "swiglu"
-PLAIN = {"gelu": "the model was trained with exact GELU, and llama.cpp computes its tanh form", "gelu_tanh": None}
-"""Activation without a gate → what to say of it."""
+PLAIN = {"gelu": "the model was trained with exact GELU, but llama.cpp computes its tanh form", "gelu_tanh": None}
+"""Activation without a gate → the remark on it."""
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -82,7 +82,7 @@ def _architecture(model: ModelConfig) -> tuple[str, tuple[str, ...]]:
     """The architecture in ``llama.cpp`` for a shape, and remarks on what it computes differently.
 
     Raises:
-        InputError: there is none.
+        InputError: no architecture computes this shape.
     """
     family = as_config(model)["model_type"]
     name = ARCHITECTURES.get(family)
@@ -149,11 +149,11 @@ def _add_rope(writer: Any, kinds: Any, model: ModelConfig) -> None:
 
 
 def rope_factors(model: ModelConfig) -> Tensor | None:
-    """What each rotary frequency is divided by, fp32 [D/2], for Llama 3's scaling; None without it.
+    """The divisors of the rotary frequencies for Llama 3's scaling, fp32 [D/2]; None without that scaling.
 
-    Source: Llama 3.1's reference code, ``apply_scaling``. A wavelength above the original context divided by
-    ``low_freq_factor`` is scaled by ``factor``, one below that divided by ``high_freq_factor`` is not, and those between are
-    scaled by a mean of both.
+    Source: Llama 3.1's reference code, ``apply_scaling``. A wavelength above (original context) / ``low_freq_factor``
+    has the divisor ``factor``, a wavelength below (original context) / ``high_freq_factor`` has 1, and wavelengths
+    between have a mean of both.
     """
     scaling = model.rope_scaling
     if scaling is None or scaling.type != LLAMA3:

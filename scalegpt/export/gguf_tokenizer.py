@@ -1,4 +1,4 @@
-"""A tokenizer as ``llama.cpp`` reads it from a GGUF file: byte-level BPE, made from the tokenizer's ``tokenizer.json``."""
+"""A tokenizer in the form that ``llama.cpp`` reads: byte-level BPE, made from the tokenizer's ``tokenizer.json``."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """The types of tokens in a GGUF file."""
 
 NEVER = "ÿ þ"
-"""A merge of the bytes FF and FE, which UTF-8 never has: a GGUF file cannot say that there are no merges."""
+"""A merge of the bytes FF and FE, which UTF-8 never contains. It is needed because a GGUF file cannot have an empty
+list of merges."""
 
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,7 +26,7 @@ SPLITS = {
     f"{_WORD}\\p{{N}}{{1,3}}{_REST}": "llama-bpe",
     f"{_WORD}\\p{{N}}{_REST}": "qwen2",
 }
-"""The regular expression by which a tokenizer splits text → the name of that way in ``llama.cpp``."""
+"""The regular expression with which a tokenizer splits text → the name of that split in ``llama.cpp``."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Vocabulary:
         tokens: the tokens, in the order of their ids.
         types: the type of each token.
         merges: pairs of tokens with a space between, in the order in which they are merged.
-        split: the way in which text is split before it is merged, by its name in ``llama.cpp``.
+        split: the name, in ``llama.cpp``, of the way in which text is split before tokens are merged.
         bos, eos: the ids that begin and end a text; None: there is none.
         adds_bos: whether ``bos`` is put before every text.
-        chat: the chat template, or several, each an object with ``name`` and ``template``; None: there is none.
+        chat: the chat template, or a list of objects with ``name`` and ``template``; None: there is none.
     """
 
     tokens: list[str]
@@ -68,10 +69,11 @@ class Vocabulary:
 
 
 def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
-    """The vocabulary of a tokenizer, with unused tokens up to the number of a model's embedding rows.
+    """The vocabulary of a tokenizer, with unused tokens added until it has as many tokens as the embedding has rows.
 
     Raises:
-        InputError: it is no byte-level BPE, or ``llama.cpp`` has no name for the way in which it splits text.
+        InputError: the tokenizer is not a byte-level BPE, or ``llama.cpp`` has no name for the way in which it splits
+            text.
     """
     files = tokenizer_files(tokenizer)
     document = json.loads(files[TOKENIZER_JSON])
@@ -96,7 +98,7 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> Vocabulary:
 
 
 def _chat_template(files: Mapping[str, bytes]) -> str | list[dict[str, str]] | None:
-    """The chat template in the tokenizer's files; one in a file of its own has precedence, as in transformers."""
+    """The chat template in the tokenizer's files. A separate file has precedence, as in transformers."""
     if CHAT_TEMPLATE in files:
         return files[CHAT_TEMPLATE].decode(errors="replace")
     found = json.loads(files[TOKENIZER_CONFIG]).get("chat_template") if TOKENIZER_CONFIG in files else None
@@ -108,7 +110,7 @@ def _chat_template(files: Mapping[str, bytes]) -> str | list[dict[str, str]] | N
 
 
 def _split(document: dict[str, Any]) -> str | None:
-    """The name in ``llama.cpp`` of the way in which a ``tokenizer.json`` splits text; None: it has none."""
+    """The name in ``llama.cpp`` of the way in which a ``tokenizer.json`` splits text; None if there is no name."""
     first = document.get("pre_tokenizer") or {}
     parts = first.get("pretokenizers", [first])
     kinds = [part.get("type") for part in parts]

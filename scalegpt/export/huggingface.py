@@ -1,7 +1,7 @@
-"""Write a model as a Hugging Face folder: configuration, weights in safetensors, tokenizer and model card.
+"""Writes a model as a Hugging Face folder: configuration, weights in safetensors, tokenizer and model card.
 
 transformers, vLLM, lm-evaluation-harness and the converters of other programs read such a folder. Tensors are read and
-written one at a time. No GPU is needed, nor transformers.
+written one at a time. Neither a GPU nor transformers is needed.
 """
 
 import json
@@ -29,7 +29,7 @@ NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to be written: what is decided before the first byte.
+    """A folder to be written, with all decisions that are made before the first byte.
 
     Attributes:
         source: the model.

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Makes a folder that appears complete or not at all."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder to write into, which becomes ``out`` when the block ends, and is removed if the block raises.
+    """Make a hidden folder to write into. It becomes ``out`` when the block ends, and is removed if the block raises.
 
     Raises:
         InputError: ``out`` exists and is not an empty folder, or cannot be written, or the disk is full.
@@ -43,10 +43,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """Refuse a folder to be made that exists already and is not an empty folder.
+    """Refuse a path that exists, unless it is an empty folder.
 
     Raises:
-        InputError: it exists.
+        InputError: the path exists.
     """
     with disk_errors(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):

@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint's shape, weights and tokenizer, without the rows that only pad the vocabulary."""
+"""The model that is exported: a checkpoint's shape, weights and tokenizer, without rows that only pad the vocabulary."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,11 +21,11 @@ class Source:
     """A trained model to be written for another program.
 
     Attributes:
-        checkpoint: where the weights are, whose files have been verified.
+        checkpoint: the checkpoint with the weights, whose files have been verified.
         model: the shape that is written.
         tokenizer: the tokenizer of the run.
         dtype: the dtype of the weights that are written, a key of :data:`~scalegpt.checkpoint.inspection.DTYPES`.
-        taken_over: what comes from the Hugging Face folder that the run began with.
+        taken_over: the settings of the Hugging Face folder with which the run began.
     """
 
     checkpoint: Checkpoint
@@ -38,11 +38,11 @@ class Source:
     def of(cls, checkpoint: Checkpoint, dtype: str = "fp32") -> "Source":
         """The model of a checkpoint.
 
-        Training pads the vocabulary for speed. The rows beyond the tokenizer's vocabulary are left out. A model that began
-        with other weights (``init_from``) keeps all its rows: they were padded, or reserved, where it comes from.
+        Training pads the vocabulary for speed. Rows beyond the tokenizer's vocabulary are left out. A model that began
+        with other weights (``init_from``) keeps all its rows, since the original model has them too.
 
         Raises:
-            InputError: the checkpoint's configuration or tokenizer, or what was kept of the origin, cannot be read.
+            InputError: the checkpoint's configuration or tokenizer, or the run's ``origin.json``, cannot be read.
         """
         model, train = checkpoint.section("model", ModelConfig), checkpoint.section("train", TrainConfig)
         tokenizer = Tokenizer.from_dict(checkpoint.manifest.header.tokenizer)
@@ -52,17 +52,18 @@ class Source:
 
     @property
     def positions(self) -> int:
-        """The longest context that is written: with rotary positions the origin's, if it is longer than the run's block."""
+        """The longest context that is written.
+
+        With rotary positions it is the original model's, if longer than the run's block.
+        """
         known = self.taken_over.positions if self.model.position == "rope" else 0
         return max(self.model.block_size, known)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A remark on the longest context, if it is not the run's."""
+        """A remark on the longest context, if it is not the run's block."""
         trained, longest = self.model.block_size, self.positions
-        line = (
-            f"context of {longest:,} tokens, as the model that the run began with; it was trained here with {trained:,}"
-        )
+        line = f"context of {longest:,} tokens, that of the original model; this run trained with {trained:,}"
         return (line,) if longest > trained else ()
 
     def special_ids(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Source:
         return {"bos_token_id": begin_of_text(self.tokenizer), "eos_token_id": self.tokenizer.end_of_text}
 
     def generation_config(self) -> dict[str, Any]:
-        """The content of ``generation_config.json``: the origin's settings, and its ids if they are this tokenizer's."""
+        """The content of ``generation_config.json``: the original's settings, with its ids if they fit this tokenizer."""
         ids = {key: value for key, value in self.special_ids().items() if value is not None}
         return ids | self.taken_over.generation_config(self.model.vocab_size, ids=self._keeps_tokenizer)
 
@@ -92,13 +93,13 @@ class Source:
         return value[:rows]
 
     def with_head(self) -> "Source":
-        """The same model with a head of its own, a copy of the embedding, for programs that know no tied head."""
+        """The same model with a separate head, a copy of the embedding, for programs without tied heads."""
         model = replace(self.model, tie_head=False)
         return _Untied(self.checkpoint, model, self.tokenizer, self.dtype, self.taken_over)
 
 
 def begin_of_text(tokenizer: Tokenizer) -> int | None:
-    """The id that begins a text, by the tokenizer's own files for Hugging Face libraries; None: there is none."""
+    """The id that begins a text, from the tokenizer's own files for Hugging Face libraries; None: there is none."""
     if tokenizer.begin_of_text is not None:
         return tokenizer.begin_of_text
     files = tokenizer_files(tokenizer)

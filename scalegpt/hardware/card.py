@@ -33,7 +33,7 @@ class Card:
 
     Attributes:
         name: the card's name in the catalogue.
-        match: words; a driver's name means this card only if it contains all of them.
+        match: words. A driver's name stands for this card only if it contains all of them.
         aliases: other names of the card, for users.
         gb: the memory size in the card's name, GB.
         gib: the memory that torch reports, GiB.
@@ -43,10 +43,10 @@ class Card:
         host_gbps: bandwidth between the card and the host's memory, in GB/s, sum of both directions.
         link: the kind of link to other cards: ``nvlink``, ``xgmi``, ``pcie``, or ``host``.
         link_gbps: bandwidth of all such links of a card, in GB/s, sum of both directions.
-        link_cards: the largest number of cards that the link joins, such as 2 for a bridge; more cards use PCIe. None: the
-            link joins all cards of a machine.
+        link_cards: the largest number of cards that the link joins, for example 2 for a bridge; more cards use PCIe.
+            None: the link joins all cards of a machine.
         peer: whether cards of this kind copy directly to each other over PCIe, not through host memory.
-        sources: name of a figure, such as ``tflops`` → its source; a source that begins with ~ marks an estimate.
+        sources: name of a figure, for example ``tflops`` → its source; a source that begins with ~ marks an estimate.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Card:
 
     @property
     def estimated(self) -> tuple[str, ...]:
-        """The names of the card's figures that are estimates, such as ``tflops``."""
+        """The names of the card's figures that are estimates, for example ``tflops``."""
         return tuple(figure for figure, source in self.sources.items() if source.startswith("~"))
 
     @property

@@ -17,7 +17,8 @@ from scalegpt.hardware.gpu_words import name_key, name_words
 from scalegpt.storage import user_path
 
 _VARIANTS = frozenset({"ti", "super", "laptop", "max", "mobile", "nvl", "d", "mig"})
-"""Words that make a name mean another card: an RTX 3080 Ti is not an RTX 3080, and a MIG device is not a whole card."""
+"""Words that turn a name into that of another card: an RTX 3080 Ti is not an RTX 3080, and a MIG device is not a whole
+card."""
 
 _SIZE = re.compile(r"\d+gb")
 
@@ -28,7 +29,7 @@ _NEEDED = ("gib", "capability", "tflops", "gbps", "host_gbps")
 def user_file() -> Path | None:
     """The path of the user's own catalogue: ``$SCALEGPT_GPUS``, else ``~/.config/scalegpt/gpus.yaml``; None: there is none.
 
-    An empty variable means that there is none. A file that the variable names may be missing: reading it then fails.
+    An empty variable means that there is no file. A file that the variable names may be missing; then reading it fails.
     """
     chosen = os.environ.get("SCALEGPT_GPUS")
     if chosen is not None:
@@ -44,7 +45,7 @@ def catalogue() -> tuple[Card, ...]:
     """Every known card: the cards of ScaleGPT's file in its order, then the cards that only the user's file has.
 
     Raises:
-        InputError: the user's file is broken; file and line are named.
+        InputError: the user's file is not valid; the message names file and line.
     """
     return _read(user_file())
 
@@ -93,7 +94,7 @@ def _new_card(entry: CardEntry) -> Card:
 
 
 def _overridden(card: Card, entry: CardEntry) -> Card:
-    """A known card with the entry's values in place of the card's own; the card's name stays."""
+    """A known card with the entry's values in place of the card's own. Its name does not change."""
     given = {key: value for key, value in entry.values.items() if key != "name"}
     if "gb" not in given and given.get("gib", 0) > card.gb:
         given["gb"] = math.ceil(given["gib"])
@@ -114,7 +115,7 @@ def _check_names(cards: list[Card], place: int, entry: CardEntry) -> None:
 
 
 def known_card(name: str) -> Card | None:
-    """The card that a driver's name, such as ``NVIDIA A100-SXM4-40GB``, means; None if no card is certain."""
+    """The card that a driver's name, for example ``NVIDIA A100-SXM4-40GB``, stands for; None if no card is certain."""
     words = name_words(name)
     fitting = [card for card in catalogue() if words.issuperset(card.match)]
     best = max(fitting, key=lambda card: len(card.match), default=None)
@@ -124,7 +125,7 @@ def known_card(name: str) -> Card | None:
 
 
 def namesakes(name: str, card: Card) -> list[Card]:
-    """``card``, which a driver's name means, and the cards that the name fits as well since it has no memory size.
+    """All cards that a driver's name fits: ``card``, and others if the name has no memory size.
 
     For example, an RTX 4060 Ti has 8 GB or 16 GB, and the driver's name does not say which.
     """

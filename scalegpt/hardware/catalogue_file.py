@@ -25,10 +25,10 @@ LINKS = ("nvlink", "xgmi", "pcie")
 KEYS = ("name", *LISTS, "capability", *COUNTS, *FIGURES, "link", "peer")
 
 MOST_CHARACTERS = 500
-"""The largest number of characters in a value, such as a name or a source."""
+"""The largest number of characters in a value, for example a name or a source."""
 
 MOST = 1e6
-"""Figures must be smaller than this; a larger one is surely in a wrong unit."""
+"""Figures must be smaller than this, since a larger one is certainly in a wrong unit."""
 
 
 @dataclass
@@ -37,9 +37,9 @@ class CardEntry:
 
     Attributes:
         name: the card's name.
-        where: file and line, such as ``gpus.yaml:7``.
+        where: file and line, for example ``gpus.yaml:7``.
         values: key of the entry → its value, converted to Python.
-        sources: name of a figure → its source; figures without a source are absent.
+        sources: name of a figure → its source. Figures without a source are left out.
     """
 
     name: str
@@ -52,7 +52,7 @@ def read_entries(path: Path) -> list[CardEntry]:
     """The entries of a catalogue file, in the file's order.
 
     Raises:
-        InputError: the file cannot be read, is not YAML, or has an invalid value; file and line are named.
+        InputError: the file cannot be read, is not YAML, or has an invalid value; the message names file and line.
     """
     entries = [_entry(path, node) for node in _items(path, _compose(path), "the file", "of cards")]
     seen: dict[str, CardEntry] = {}
@@ -146,7 +146,9 @@ def _value(path: Path, entry: CardEntry, key: str, node: Any) -> Any:
         return _checked(path, node, key, text, text in LINKS, f"one of {', '.join(LINKS)}")
     if key == "capability":
         known = re.fullmatch(r"\d{1,2}\.\d|gfx[0-9a-f]{3,4}", text) is not None
-        return _checked(path, node, key, text, known, "such as 8.6, or gfx942 for a card of AMD's")
+        return _checked(
+            path, node, key, text, known, "a compute capability (8.6), or for AMD's cards an architecture (gfx942)"
+        )
     return text
 
 

@@ -1,4 +1,4 @@
-"""Finds the machine at hand, without torch: its GPUs, by NVML or the files of AMD's driver, or its CPU.
+"""Describes this machine without torch: its GPUs, from NVML or the files of AMD's driver, or its CPU.
 
 Plans are made for the memory that is free on a card. If the cards differ, plans are made for the card with the least free
 memory, since every rank needs the same amount.
@@ -21,7 +21,7 @@ CORE_TFLOPS, CORE_GBPS = 0.05, 10.0
 
 
 def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT) -> Machine:
-    """The machine that the settings describe; if they name neither a card nor a memory size, the machine at hand.
+    """The machine that the settings describe; if they name neither a card nor a memory size, this machine.
 
     Args:
         settings: the settings of the machine.
@@ -39,7 +39,7 @@ def planned_machine(settings: MachineConfig, *, torch: str | None = None, root: 
 def machine_at_hand(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, look_for_gpus: bool = True
 ) -> Machine:
-    """The machine at hand with the number of GPUs that the settings give, else all; if it has no GPU, its CPU.
+    """This machine with the number of GPUs in the settings, by default all; if it has no GPU, its CPU.
 
     If ``look_for_gpus`` is false, the CPU is taken in any case. ``torch`` and ``root`` are as for :func:`planned_machine`.
     """
@@ -76,7 +76,7 @@ def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
 
     Args:
         root: the folder that contains ``sys``.
-        most: the link between cards is that of the first ``most`` cards; None: of all.
+        most: how many cards, from the first, to examine for their common link; None: all.
     """
     nvidia = nvml.find(most)
     if nvidia is not None and nvidia.devices:
@@ -87,16 +87,18 @@ def find(root: Path = ROOT, most: int | None = None) -> FoundGpus:
 def cpu_machine(
     settings: MachineConfig, *, torch: str | None = None, root: Path = ROOT, notes: tuple[str, ...] = (), held: int = 0
 ) -> Machine:
-    """The CPU at hand as a machine whose ranks share the host's memory; ``settings.gpus`` is the number of ranks, else 1.
+    """This machine's CPU as a machine whose ranks share the host's memory.
 
-    Its rates are those that were measured with this torch, if they were.
+    ``settings.gpus`` is the number of ranks (default 1).
+
+    It has the rates that were measured with this torch, if there are any.
 
     Args:
         settings: the settings of the machine.
         torch: as for :func:`planned_machine`.
         root: as for :func:`planned_machine`.
         notes: remarks for the user.
-        held: bytes of host memory that the run's own processes hold already; they count as available to the run.
+        held: bytes of host memory that the run's own processes already hold; they count as available to the run.
 
     Raises:
         InputError: the settings ask for more memory than there is.
@@ -132,9 +134,9 @@ def cpu_machine(
 
 
 def _rate_notes(rates: Kept) -> Iterator[str]:
-    """At most one remark on a processor's kept rates: that they cannot be read, or are those of a busy machine."""
+    """At most one remark on a processor's stored rates: that they cannot be read, or that the machine was busy."""
     if rates.warning is not None:
-        yield f"{rates.warning}; the next run measures them anew"
+        yield f"{rates.warning}; the next run measures them again"
     elif rates.measured is not None and not rates.measured.quiet:
         yield (
             "the processor's rates were measured while the machine was busy, so runs may be faster than predicted; "
@@ -143,7 +145,7 @@ def _rate_notes(rates: Kept) -> Iterator[str]:
 
 
 def _host(settings: MachineConfig, available: int) -> tuple[int, str]:
-    """Bytes of host memory to plan for and their origin: :data:`GIVEN` by the settings, else :data:`FOUND`, all available.
+    """Bytes of host memory to plan for, and their origin: :data:`GIVEN` in the settings, or :data:`FOUND` here.
 
     Raises:
         InputError: the settings ask for more host memory than is available.
@@ -191,7 +193,7 @@ def _notes(found: FoundGpus, devices: tuple[Device, ...], smallest: Device, gpus
         size = "" if smallest.usable_bytes is None else f", {smallest.usable_bytes / GIB:.2f} GiB"
         notes.append(f"the GPUs differ ({', '.join(kinds)}); planned for the smallest, GPU {smallest.label}{size}")
     if gpus > len(found.devices):
-        notes.append(f"planned for {gpus} GPUs, this machine has {len(found.devices)}")
+        notes.append(f"planned for {gpus} GPUs, but this machine has {len(found.devices)}")
     if smallest.usable_bytes is None:
         notes.append(f"the driver does not report the memory of {smallest.name}; give --memory_gb")
     elif smallest.card is None:

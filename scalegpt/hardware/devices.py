@@ -1,4 +1,4 @@
-"""The GPUs found on the machine at hand, described alike whether NVML or AMD's kernel driver reports them."""
+"""The GPUs found on this machine, in one form for those that NVML and AMD's kernel driver report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scalegpt.hardware.gpus import Card, Link, catalogue, known_card, namesakes
 
 TAKEN_FROM = 64 * 2**20
-"""From this many bytes on, memory in use on a card is taken to be other processes'; fewer bytes are the driver's own."""
+"""Memory in use on a card counts as other processes' from this many bytes on. Less is the driver's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +14,12 @@ class Device:
     """One card, or MIG device, that a process on this machine can use.
 
     Attributes:
-        label: its number in the driver's tools, such as ``0``, or ``0:1`` for the second MIG device of card 0.
-        name: the driver's name for it, such as ``NVIDIA A100-SXM4-40GB``.
+        label: its number in the driver's tools: ``0``, or ``0:1`` for the second MIG device of card 0.
+        name: the driver's name for it, for example ``NVIDIA A100-SXM4-40GB``.
         usable_bytes: the memory that torch will report; None: the driver does not report it.
         taken_bytes: the part of ``usable_bytes`` that other processes hold.
-        processes: the number of other processes that the driver lists. In a container it may list none and still count their
-            memory.
+        processes: the number of other processes that the driver lists. In a container it may list none although it
+            counts their memory.
         capability: compute capability, or AMD's architecture; None: not known.
         card: its entry in the catalogue; None for an unknown card, and for a MIG device.
         host_gbps: bandwidth of its PCIe link, in GB/s (10⁹ bytes), sum of both directions; None: not known.
@@ -52,8 +52,8 @@ class FoundGpus:
     """The cards that a process on this machine can use.
 
     Attributes:
-        devices: the cards, in the order in which CUDA or HIP numbers them, as far as this order is known.
-        link: the link between the cards; None for a single card, and where it is not known.
+        devices: the cards, in CUDA's or HIP's order, as far as that is known.
+        link: the link between the cards; None: a single card, or not known.
         driver: the driver's version.
         notes: remarks for the user, a line each.
     """
@@ -65,15 +65,15 @@ class FoundGpus:
 
 
 def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> Card | None:
-    """The catalogue's entry for a card at hand; None if no entry is certain.
+    """The catalogue's entry for a card of this machine; None if no entry is certain.
 
-    The driver's name finds the entry. If the name fits cards that differ in memory size, the nearest size is taken. AMD's
-    driver does not always give a name. Without one, take the entry whose architecture is the same and whose memory is
-    nearly the same (within 3%), if there is exactly one.
+    The driver's name finds the entry. If the name fits cards that differ in memory size, the nearest size is taken.
+    AMD's driver does not always give a name. Without a name, the entry with the same architecture and nearly the same
+    memory (within 3%) is taken, if there is exactly one.
 
     Args:
         name: the driver's name.
-        capability: AMD's architecture, such as ``gfx942``; None for NVIDIA's cards.
+        capability: AMD's architecture, for example ``gfx942``; None for NVIDIA's cards.
         usable_bytes: the memory that torch will report; None: not known.
     """
     card = known_card(name)
@@ -90,11 +90,11 @@ def whole_card(name: str, capability: str | None, usable_bytes: int | None) -> C
 
 
 def visible(text: str | None, names: Sequence[Sequence[str]]) -> list[int]:
-    """The indices of the devices that a variable such as ``CUDA_VISIBLE_DEVICES`` selects, in the variable's order.
+    """The indices of the devices that ``CUDA_VISIBLE_DEVICES`` or a similar variable selects, in the variable's order.
 
     Args:
         text: the variable's value: indices or beginnings of names, separated by commas; None: not set, selects all.
-        names: for each device, the names that select it, such as its UUID.
+        names: for each device, the names that select it, for example its UUID.
 
     Returns:
         The indices. An invalid entry ends the list, as in CUDA: ``0,-1,1`` selects only device 0.

@@ -1,4 +1,4 @@
-"""Reads the user's words for GPUs, such as ``2x 3090``: numbers of cards and machines, memory size, form factor.
+"""Reads the user's words for GPUs, for example ``2x 3090``: numbers of cards and machines, memory size, form factor.
 
 This module does not know the catalogue of cards.
 """
@@ -52,7 +52,7 @@ def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
     """Read the card, the number of cards and the number of machines from a user's text.
 
     Args:
-        text: the text, such as ``2x 3090``, ``A100:8``, ``dual 4090``, ``4x L40S across 2 nodes``.
+        text: the text, for example ``2x 3090``, ``A100:8``, ``dual 4090``, ``4x L40S across 2 nodes``.
         is_card: a function that says whether a text alone is the name of one or several cards.
 
     Raises:
@@ -62,7 +62,7 @@ def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
         return NamedGpus(text)
     rest, nodes, how = _machines(" ".join(text.replace("×", "x").split()))
     if _SEVERAL.search(rest):
-        raise InputError(f"gpu {text!r} names several cards; give one, of mixed cards the smallest")
+        raise InputError(f"gpu {text!r} names several cards; give one, or the smallest of mixed cards")
     read = _read(rest, is_card)
     if len(read) > 1 or any(_read(name, is_card) for name, _ in read if not is_card(name)):
         raise InputError(f"gpu {text!r} can be read in several ways; give --gpus N and the card's name alone")
@@ -73,9 +73,9 @@ def named_gpus(text: str, is_card: Callable[[str], bool]) -> NamedGpus:
 
 
 def _machines(words: str) -> tuple[str, int | None, str]:
-    """Three values: the text without the words on machines, the number of machines (None: not given), and ``how``.
+    """Return three values: the text without the words on machines, the number of machines (None: not given), and ``how``.
 
-    ``how`` says how the user counts cards: in ``each`` machine, in ``total``, or, if it is empty, without saying which.
+    ``how`` says how the user counts cards: in ``each`` machine or in ``total``. It is empty if the text does not say.
     """
     each = _EACH.search(words)
     if each:
@@ -118,8 +118,8 @@ _PATTERNS = (
     (re.compile(rf"(.+?)\s+{_N}\s*[x*]", re.IGNORECASE), 1, 2),
     (re.compile(rf"{_N}\s+(?:gpus?\s+|cards?\s+)?(?:of )?(.+)", re.IGNORECASE), 2, 1),
 )
-"""(pattern, group of the card's name, group of the number of cards). Only the last pattern may be wrong: it also matches a
-card's name that begins with a number, such as ``7900 XTX``."""
+"""(pattern, group of the card's name, group of the number of cards). Only the last pattern may be wrong: it also
+matches a card's name that begins with a number, for example ``7900 XTX``."""
 
 _PLAIN = 999
 """The largest number that is read as a count of cards if the rest of the text is not a known card."""
@@ -153,18 +153,18 @@ def _spellings(name: str) -> tuple[str, ...]:
 
 
 def with_gb(name: str) -> str:
-    """The name in lower case, with a memory size such as ``80G`` or ``80 GB`` rewritten as ``80gb``."""
+    """The name in lower case, with its memory size (``80G`` or ``80 GB``) rewritten as ``80gb``."""
     return re.sub(r"(?<![a-z0-9])(\d+)\s?g(?:i?b)?\b", r"\1gb", name.lower())
 
 
 def size_in(name: str) -> int | None:
-    """The memory size in a name, in GB, such as 80 for ``a100-80gb``; None where the name has none."""
+    """The memory size in a name, in GB: 80 for ``a100-80gb``; None if the name has none."""
     said = re.search(r"(?<![a-z0-9])(\d{1,6})gb\b", with_gb(name))
     return int(said[1]) if said else None
 
 
 def form_in(name: str) -> str | None:
-    """The form factor in a name, one of :data:`FORMS`; None where the name has none."""
+    """The form factor in a name, one of :data:`FORMS`; None if the name has none."""
     squeezed = re.sub("[^a-z0-9]", "", name.lower())
     if "hbm3" in squeezed and "h100" in squeezed:
         return "sxm"  # in the driver's names only the H100 SXM has HBM3
@@ -177,10 +177,10 @@ _DECORATION = re.compile("nvidia|geforce|tesla|quadro|amd|instinct|rtx|gtx|gener
 
 @cache
 def name_key(name: str) -> str:
-    """A key to compare names by: the letters and digits in lower case, without words such as ``NVIDIA`` and ``RTX``."""
+    """A key for comparing names: the letters and digits in lower case, without words such as ``NVIDIA`` and ``RTX``."""
     return _DECORATION.sub("", re.sub("[^a-z0-9]", "", name.lower()))
 
 
 def name_words(name: str) -> set[str]:
-    """The words of a name in lower case, so that names are compared by whole words: an RTX A4000 is not an A40."""
+    """The words of a name in lower case. Names are compared by whole words: an RTX A4000 is not an A40."""
     return set(re.findall("[a-z0-9]+", name.lower()))

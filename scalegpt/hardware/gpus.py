@@ -1,4 +1,4 @@
-"""Finds the card of the catalogue that a user's name means, and writes the error for a name that means no card.
+"""Finds the card of the catalogue that the user means, and writes the error for a name without a card.
 
 The cards are in ``gpus.yaml``, which :mod:`scalegpt.hardware.catalogue` reads.
 """
@@ -46,14 +46,15 @@ BY_MEMORY = "; or give --memory_gb N instead of --gpu, to plan by memory alone"
 
 
 def find_card(name: str, advice: str = BY_MEMORY) -> Card:
-    """The card that a user's name means.
+    """The card that the user means.
 
     Args:
-        name: the user's name for the card, such as ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or ``RTX 4090``.
+        name: the user's name for the card, for example ``a100-40gb``, ``A100-SXM4-40GB``, ``rtx4090``, ``4090`` or
+            ``RTX 4090``.
         advice: the end of the error message if there is no such card, which says what else the user can do.
 
     Raises:
-        InputError: the name means no card, or several; the message lists similar names.
+        InputError: no card or several cards have this name; the message lists similar names.
     """
     return find_card_and_note(name, advice)[0]
 
@@ -65,7 +66,7 @@ def find_card_and_note(name: str, advice: str = BY_MEMORY) -> tuple[Card, str | 
         raise InputError(_unknown_card(name, advice))
     if len(cards) > 1:
         names = ", ".join(card.name for card in cards)
-        raise InputError(f"gpu {name!r} could be {names}; say which, such as --gpu '{cards[0].name}'")
+        raise InputError(f"gpu {name!r} could be {names}; say which, for example --gpu '{cards[0].name}'")
     card = cards[0]
     _check_size(name, card)
     others = [other.name for other in _same_kind(name) if other.name != card.name]
@@ -88,7 +89,7 @@ def is_known(name: str) -> bool:
 
 
 def _candidates(name: str) -> list[Card]:
-    """The cards that a user's name may mean: one, or several if the name is ambiguous, or none."""
+    """The cards that a user may mean by a name: none, one, or several if the name is ambiguous."""
     words = with_gb(name)
     key, cards = name_key(words), catalogue()
     if not key:
@@ -112,7 +113,7 @@ def _candidates(name: str) -> list[Card]:
 
 
 def _same_kind(name: str) -> list[Card]:
-    """The cards of a name's kind, such as A100, that have the memory size and form factor in the name, if it has any."""
+    """The cards of a name's kind, for example A100, with the memory size and form factor that the name may give."""
     kind, size, form = _kind(name), size_in(name), form_in(name)
     return [
         card
@@ -122,7 +123,7 @@ def _same_kind(name: str) -> list[Card]:
 
 
 def _kind(name: str) -> str:
-    """The kind of card that a name means, such as A100: the :func:`name_key` without memory size and form factor."""
+    """The kind of card in a name, for example A100: the :func:`name_key` without memory size and form factor."""
     words = re.sub(rf"\d+gb\b|(?:{'|'.join(FORMS)})\d?|hbm\d?e?", "", with_gb(name))
     return name_key(words)
 
@@ -134,7 +135,7 @@ def _form(card: Card) -> str | None:
 
 
 def _numbered(name: str) -> str:
-    """The :func:`name_key` of a name without words of :data:`_GENERATIONS`, such as ``6000`` for the RTX 6000 Ada."""
+    """The :func:`name_key` of a name without words of :data:`_GENERATIONS`: ``6000`` for the RTX 6000 Ada."""
     return re.sub("|".join(_GENERATIONS), "", name_key(name))
 
 
@@ -149,10 +150,10 @@ def _unknown_words(name: str, card: Card) -> set[str]:
 
 
 def peak_flops(card: str, precision: str) -> float | None:
-    """A card's dense peak in FLOP/s; None if ``gpus.yaml`` lacks the card or the dtype, so that no MFU can be shown.
+    """A card's dense peak in FLOP/s; None if ``gpus.yaml`` lacks the card or the dtype. Then no MFU is shown.
 
     Args:
-        card: the driver's name of the card, such as ``NVIDIA A100-SXM4-40GB``.
+        card: the driver's name of the card, for example ``NVIDIA A100-SXM4-40GB``.
         precision: the compute dtype; there are peaks for ``bf16`` and ``fp16``.
     """
     known = known_card(card)
@@ -162,7 +163,7 @@ def peak_flops(card: str, precision: str) -> float | None:
 
 
 def _check_size(name: str, card: Card) -> None:
-    """Refuse a name with a memory size that the card does not have, such as ``RTX 3080 12GB`` for a card with 10 GB.
+    """Refuse a name with a memory size that the card does not have: ``RTX 3080 12GB`` for a card with 10 GB.
 
     Raises:
         InputError: the name gives another memory size than the card's.
@@ -177,7 +178,7 @@ def _check_size(name: str, card: Card) -> None:
 
 
 def _unknown_card(name: str, advice: str) -> str:
-    """The error message for a name that means no card: the reason, similar names, and the closest card."""
+    """The error message for a name without a card: the reason, similar names, and the closest card."""
     kind = unsupported(name)
     if kind is not None:
         closest = kind.closest or (_closest(name, []) if size_in(name) else None)
@@ -211,7 +212,7 @@ def _near(name: str) -> list[str]:
 
 
 def _number_in(key: str) -> int:
-    """The first number in a key, such as 4090 for an RTX 4090; 0 without a number."""
+    """The first number in a key: 4090 for an RTX 4090; 0 without a number."""
     found = re.search(r"\d{1,6}", key)
     return int(found[0]) if found else 0
 
@@ -219,8 +220,9 @@ def _number_in(key: str) -> int:
 def _closest(name: str, near: list[str]) -> str | None:
     """The name of the catalogue's card that is closest to an unknown card; None if there is none.
 
-    If the user's name has a memory size, it is the card with the most memory up to this size; of several, the one with the
-    most similar name. Without a memory size, it is the first of ``near``, the names of similar cards.
+    If the user's name has a memory size, it is the card with the most memory up to this size, and among several such
+    cards the one with the most similar name. Without a memory size, it is the first of ``near``, the names of similar
+    cards.
     """
     said = size_in(name)
     if said is None:

@@ -1,6 +1,6 @@
-"""The hardware that a run is planned for: one or several machines, their cards, and the links between the cards.
+"""The hardware for which a run is planned: one or several machines, their cards, and the links between the cards.
 
-:meth:`Machine.of` makes it from settings and the catalogue, :mod:`scalegpt.hardware.detect` from the hardware at hand.
+:meth:`Machine.of` makes it from settings and the catalogue, :mod:`scalegpt.hardware.detect` from the real hardware.
 """
 
 from collections.abc import Collection
@@ -13,15 +13,16 @@ from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
 from scalegpt.hardware.processor import Measured
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
-"""The host memory that is assumed where none is given: HOST_PER_CARD times the memory of a machine's cards, but at least
+"""The host memory that is assumed if none is given: HOST_PER_CARD times the memory of a machine's cards, but at least
 HOST_LEAST bytes and at most HOST_MOST bytes.
 
-Published machine types have about that: GCP a2-highgpu-8g (8 × A100 40GB) 680 GB, a2-ultragpu-1g and -8g (A100 80GB) 170
-and 1,360 GB, a3-highgpu-8g (8 × H100) 1,872 GB, g2-standard-96 (8 × L4) 384 GB; AWS p4d and p4de (8 × A100) 1,152 GiB, p5 and
-p5en (8 × H100, H200) 2,048 GiB; Azure ND MI300X v5 1,850 GiB. The least is the memory of a well-equipped desktop machine."""
+Published machine types have about this much: GCP a2-highgpu-8g (8 × A100 40GB) 680 GB, a2-ultragpu-1g and -8g (A100
+80GB) 170 and 1,360 GB, a3-highgpu-8g (8 × H100) 1,872 GB, g2-standard-96 (8 × L4) 384 GB; AWS p4d and p4de (8 × A100)
+1,152 GiB, p5 and p5en (8 × H100, H200) 2,048 GiB; Azure ND MI300X v5 1,850 GiB. The least is the memory of a
+well-equipped desktop machine."""
 
 GIVEN, FOUND, ASSUMED = "given", "found", "assumed"
-"""The origin of a host memory size: a setting, a measurement of the machine at hand, or the rule of HOST_PER_CARD."""
+"""The origin of a host memory size: a setting, a measurement of this machine, or the rule of HOST_PER_CARD."""
 
 
 def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
@@ -31,7 +32,7 @@ def assumed_host_bytes(card_bytes: int, gpus: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The hardware that a run is planned for: ``nodes`` machines with ``gpus`` cards each.
+    """The hardware for which a run is planned: ``nodes`` machines with ``gpus`` cards each.
 
     Attributes:
         name: the card's name; None if no card is named.
@@ -51,7 +52,7 @@ class Machine:
         cores: CPU cores of one machine that a run may use; None: not known.
         network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
         measured: the measured rates of the processor, for a run on a CPU; None: not measured.
-        notes: remarks for the user, a line each, such as memory that other processes hold, or mixed cards.
+        notes: remarks for the user, a line each, for example on memory that other processes hold, or on mixed cards.
     """
 
     name: str | None = None
@@ -75,7 +76,7 @@ class Machine:
 
     @classmethod
     def of(cls, settings: MachineConfig, *, torch: str | None = None) -> "Machine":
-        """The machine that the settings describe, with the catalogue's figures; the machine at hand is not examined.
+        """The machine that the settings describe, with the catalogue's figures. This machine is not examined.
 
         Raises:
             InputError: the card is not known, or has less memory than ``memory_gb``.
@@ -129,8 +130,8 @@ class Machine:
     def with_cards(self, *, gpus: int, nodes: int) -> "Machine":
         """The same hardware with other numbers of cards and machines.
 
-        If the link and the host memory were the usual ones, they become those of the new number of cards; assumed host
-        memory does not shrink.
+        The usual link and the assumed host memory become those of the new number of cards, but assumed host memory does
+        not shrink.
         """
         link, host = self.link, self.host_bytes
         if self.card is not None and link == self.card.link_of(self.gpus):
@@ -141,7 +142,7 @@ class Machine:
         return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
 
     def with_other_card(self, card: Card) -> "Machine":
-        """The same hardware with cards of another kind; numbers, network, torch and a given host memory are kept."""
+        """The same hardware with cards of another kind. Numbers, network, torch and a given host memory are kept."""
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
@@ -154,7 +155,7 @@ class Machine:
 
 
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:
-    """Move the numbers in the setting ``gpu``, such as the 2 of ``2x 3090``, to the settings ``gpus`` and ``nodes``.
+    """Move the numbers in the setting ``gpu`` (the 2 of ``2x 3090``) to the settings ``gpus`` and ``nodes``.
 
     Args:
         settings: the settings; ``gpu`` may contain the numbers of cards and machines.
@@ -174,7 +175,7 @@ def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[Machin
     for key, number in numbers.items():
         other = getattr(settings, key) if key in given else None
         if other is not None and other != number:
-            raise InputError(f"gpu {settings.gpu!r} says {number} {key}, --{key} says {other}; give one of them")
+            raise InputError(f"gpu {settings.gpu!r} says {number} {key}, but --{key} says {other}; give one of them")
     if not numbers:
         return settings.changed(gpu=name), ()
     said = " ".join(f"--{key} {number}" for key, number in numbers.items())

@@ -1,9 +1,10 @@
 """Finds NVIDIA's cards through NVML, the driver's own library, without torch.
 
-**Memory.** The second version of ``nvmlDeviceGetMemoryInfo`` reports ``total`` (all memory of the card), ``reserved`` (by the
-driver), ``used`` (by processes) and ``free``. The total that CUDA and so
-``torch.cuda.get_device_properties().total_memory`` report is ``total`` − ``reserved``: an RTX 4090 has 24564 MiB, and torch
-prints 23.52 GiB. Older drivers have only the first version, in which ``total`` does not include the reserved memory.
+**Memory.** The second version of ``nvmlDeviceGetMemoryInfo`` reports ``total`` (all memory of the card), ``reserved``
+(by the driver), ``used`` (by processes) and ``free``. CUDA, and therefore
+``torch.cuda.get_device_properties().total_memory``, reports ``total`` − ``reserved``: an RTX 4090 has 24564 MiB, and
+torch prints 23.52 GiB. Older drivers have only the first version, in which ``total`` does not include the reserved
+memory.
 """
 
 import os
@@ -28,7 +29,10 @@ PCIE_GBPS = {1: 0.5, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0}
 
 
 class NoNvmlError(Exception):
-    """NVML cannot be used. ``reason`` says why; it is None if NVML is not installed, as on machines without NVIDIA's GPUs."""
+    """NVML cannot be used.
+
+    ``reason`` says why; it is None if NVML is not installed, for example without NVIDIA's GPUs.
+    """
 
     def __init__(self, reason: str | None = None) -> None:
         super().__init__(reason or "NVML is not installed")
@@ -37,7 +41,7 @@ class NoNvmlError(Exception):
 
 @contextmanager
 def session() -> Iterator[Any]:
-    """A context manager that gives the module ``pynvml``, with NVML initialized until the ``with`` block ends.
+    """Yield the module ``pynvml``, with NVML initialized until the ``with`` block ends.
 
     Raises:
         NoNvmlError: NVML is not installed, the driver does not work, or a card fails within the ``with`` block.
@@ -60,7 +64,7 @@ def session() -> Iterator[Any]:
 
 
 def ask(nvml: Any, call: str, *arguments: Any) -> Any:
-    """The result of the NVML function ``call``; None if the card, the driver or pynvml does not support it."""
+    """Call the NVML function ``call`` and return its result; None if the card, the driver or pynvml does not support it."""
     try:
         return getattr(nvml, call)(*arguments)
     except (AttributeError, nvml.NVMLError):
@@ -68,7 +72,7 @@ def ask(nvml: Any, call: str, *arguments: Any) -> Any:
 
 
 def driver_version() -> str | None:
-    """The version of NVIDIA's driver; None if there is no NVML, as under ROCm."""
+    """The version of NVIDIA's driver; None if there is no NVML, for example with ROCm."""
     try:
         with session() as nvml:
             version: str | None = ask(nvml, "nvmlSystemGetDriverVersion")
@@ -91,7 +95,7 @@ def listed_bytes(uuid: str) -> dict[int, int] | None:
 
 
 def energy_joules(uuid: str) -> float | None:
-    """The energy that the card with this UUID has taken since its driver was loaded, in joules; None: NVML does not say."""
+    """The energy in joules that the card with this UUID has taken since its driver was loaded; None: not reported."""
     try:
         with session() as nvml:
             handle = ask(nvml, "nvmlDeviceGetHandleByUUID", uuid)
@@ -102,7 +106,7 @@ def energy_joules(uuid: str) -> float | None:
 
 
 class CardGauge:
-    """Reads a card's memory in use and its utilization, again and again: NVML stays initialized while the process lives.
+    """Reads a card's memory in use and its utilization repeatedly. NVML stays initialized while the process lives.
 
     Args:
         uuid: the card's UUID, such as ``GPU-…``.
@@ -119,7 +123,7 @@ class CardGauge:
         self._nvml, self._handle = pynvml, ask(pynvml, "nvmlDeviceGetHandleByUUID", uuid)
 
     def read(self) -> dict[str, float]:
-        """``gpu_used_bytes``, by all processes, and ``gpu_utilization`` from 0 to 1; without what NVML does not report."""
+        """Return ``gpu_used_bytes`` (by all processes) and ``gpu_utilization`` (from 0 to 1), if NVML reports them."""
         if self._nvml is None or self._handle is None:
             return {}
         memory = ask(self._nvml, "nvmlDeviceGetMemoryInfo", self._handle)
@@ -129,9 +133,9 @@ class CardGauge:
 
 
 def find(most: int | None = None) -> FoundGpus | None:
-    """NVIDIA's cards that ``CUDA_VISIBLE_DEVICES`` lets a process use; None if there is no NVML.
+    """Find NVIDIA's cards that ``CUDA_VISIBLE_DEVICES`` lets a process use; None if there is no NVML.
 
-    If the driver does not work, the result has no cards, but a note that says so.
+    If the driver does not work, the result has no cards and a note about it.
 
     Args:
         most: number of cards, from the first, whose common link (NVLink or PCIe) is looked up; None: all cards.
@@ -167,7 +171,7 @@ def _find(nvml: Any, most: int | None) -> FoundGpus:
         return FoundGpus(driver=driver)
     part = _named_part(text, names[divided])
     device = _device(nvml, f"{divided}:{part}", (parts[divided] or [])[part], of=wholes[divided])
-    alone = f"planned for MIG device {device.label} alone: CUDA shows a process one of them"
+    alone = f"planned for MIG device {device.label} alone, since CUDA shows a process only one"
     several = sum(len(each or ()) for each in parts) > 1
     return FoundGpus(devices=(device,), driver=driver, notes=(alone,) if several else ())
 
@@ -183,7 +187,7 @@ def _mig_devices(nvml: Any, handle: Any) -> list[Any] | None:
 
 
 def _named_part(text: str | None, names: list[str]) -> int:
-    """The index, among a card's MIG devices, of the one that ``CUDA_VISIBLE_DEVICES`` names; 0 if it names none of them.
+    """The index of the MIG device of a card that ``CUDA_VISIBLE_DEVICES`` names; 0 if it names none of them.
 
     Args:
         text: the variable's value; None: it is not set.
@@ -194,7 +198,7 @@ def _named_part(text: str | None, names: list[str]) -> int:
 
 
 def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int) -> tuple[str, ...]:
-    """A note if ``CUDA_VISIBLE_DEVICES`` may select other cards than we think, else nothing.
+    """A note if ``CUDA_VISIBLE_DEVICES`` may select other cards than assumed here, else nothing.
 
     CUDA numbers cards by speed by default, and NVML by PCI bus. That matters only if the cards differ and the variable
     selects some of them by number.
@@ -213,7 +217,7 @@ def _uncertain_order(nvml: Any, wholes: list[Any], text: str | None, shown: int)
 
 
 def _device(nvml: Any, label: str, handle: Any, of: Any = None) -> Device:
-    """The description of the card with this NVML handle; with ``of``, of a MIG device of the card with handle ``of``."""
+    """The description of the card with this NVML handle, or if ``of`` is given, of a MIG device of the card ``of``."""
     name = ask(nvml, "nvmlDeviceGetName", handle) or "unknown GPU"
     if of is not None and "MIG" not in name:
         name = f"{name} MIG"

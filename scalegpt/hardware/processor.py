@@ -1,7 +1,8 @@
-"""The rates of this machine's processor in training, measured once and kept in a file of the user's cache; without torch.
+"""The rates of this machine's processor in training. They are measured once and stored in the user's cache. No torch.
 
-:mod:`scalegpt.speed` measures them. ``scalegpt plan`` and the trainer read them here, so both choose the same precision and
-predict the same time. A measurement holds for one model of processor, one number of threads and one version of torch.
+:mod:`scalegpt.speed` measures them. ``scalegpt plan`` and the trainer read them here, so both choose the same precision
+and predict the same time. A measurement is valid for one model of processor, one number of threads and one version of
+torch.
 
 The file is ``$SCALEGPT_PROCESSORS``, else ``processors.json`` in :func:`cache_folder`. It may be deleted at any time.
 """
@@ -28,15 +29,15 @@ MEASURED = ("fp32", "bf16")
 """The compute dtypes whose rates are measured."""
 
 _remembered: "dict[Processor, Measured]" = {}
-"""What this process has measured; it counts even where the file cannot be written."""
+"""The measurements of this process. They are used even if the file cannot be written."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What a measurement holds for.
+    """The processor, threads and torch for which a measurement is valid.
 
     Attributes:
-        model: the processor's name, with family, model and stepping where the kernel gives them.
+        model: the processor's name, with family, model and stepping if the kernel reports them.
         threads: the number of threads of a process that trains alone on the machine.
         torch: version of torch.
     """
@@ -53,16 +54,16 @@ class Processor:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorRates:
-    """The rates of a processor in one compute dtype, of all threads together.
+    """The rates of a processor in one compute dtype, for all threads together.
 
     Attributes:
         matmul: FLOP/s in deep matmuls.
-        fill: how many elements deeper a matmul seems than it is; see :data:`scalegpt.planner.time.rates.FILL`.
+        fill: elements that are added to the depth of every matmul; see :data:`scalegpt.planner.time.rates.FILL`.
         attention: FLOP/s in attention kernels.
         memory: bytes/s in kernels of blocks that only move data.
         loss: bytes/s in the passes over logits.
         update: bytes/s in the optimizer update.
-        kernel: seconds in which Python, the dispatcher and autograd start a kernel.
+        kernel: seconds that Python, the dispatcher and autograd need to start a kernel.
     """
 
     matmul: float
@@ -78,7 +79,7 @@ class ProcessorRates:
         """Rates from parsed JSON.
 
         Raises:
-            ValueError: a value is missing, or is no positive number (``fill`` may be 0).
+            ValueError: a value is missing, or is not a positive number (``fill`` may be 0).
         """
         if not isinstance(values, dict):
             raise ValueError("rates must be an object")
@@ -108,7 +109,7 @@ class Measured:
     quiet: bool = True
 
     def rates(self, precision: str) -> ProcessorRates | None:
-        """The rates in a compute dtype; None if they were not measured, as for fp16."""
+        """The rates in a compute dtype; None if they were not measured. fp16 never is."""
         return {"fp32": self.fp32, "bf16": self.bf16}.get(precision)
 
     @classmethod
@@ -126,7 +127,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a processor.
+    """The stored rates of a processor.
 
     Attributes:
         measured: its rates; None if they were not measured yet, or cannot be read.
@@ -138,7 +139,7 @@ class Kept:
 
 
 def cache_folder() -> Path:
-    """The folder of what is measured on this machine: ``$SCALEGPT_CACHE``, else ``scalegpt`` in the user's cache folder.
+    """The folder for measurements of this machine: ``$SCALEGPT_CACHE``, else ``scalegpt`` in the user's cache folder.
 
     Raises:
         InputError: there is no home folder.
@@ -157,7 +158,7 @@ def processors_path() -> Path:
 
 
 def kept(processor: Processor) -> Kept:
-    """The kept rates of a processor. A damaged file gives none, but a warning."""
+    """The stored rates of a processor. A damaged file gives a warning and no rates."""
     if processor in _remembered:
         return Kept(_remembered[processor])
     place = ""
@@ -170,14 +171,14 @@ def kept(processor: Processor) -> Kept:
     except (OSError, ValueError) as error:  # also an InputError, where there is no home folder
         reason = getattr(error, "strerror", None) or str(error)
         place = "" if reason.startswith(place.removesuffix(": ")) else place
-        return Kept(warning=f"the kept rates of processors cannot be used ({place}{reason})")
+        return Kept(warning=f"the stored rates of processors cannot be used ({place}{reason})")
 
 
 def keep(processor: Processor, measured: Measured) -> str | None:
-    """Keep the rates of a processor for later plans and runs; a damaged file is replaced.
+    """Store the rates of a processor for later plans and runs. A damaged file is replaced.
 
     Returns:
-        Why the file could not be written, in which case the rates hold for this process only; None if it was written.
+        Why the file could not be written; None if it was written. If not, only this process uses the rates.
     """
     _remembered[processor] = measured
     try:
@@ -198,7 +199,7 @@ def keep(processor: Processor, measured: Measured) -> str | None:
 
 
 def threads_alone() -> int:
-    """The number of threads of a process that trains alone here: the user's ``OMP_NUM_THREADS``, else all cores.
+    """The number of threads of a run in one process on this machine: the user's ``OMP_NUM_THREADS``, else all cores.
 
     Under torchrun that variable is ignored, since torchrun sets it itself.
     """
@@ -227,7 +228,7 @@ def _entry(values: Any) -> tuple[Processor, Measured]:
 
 @lru_cache(maxsize=1)
 def _model() -> str:
-    """The processor's name. Virtual machines often hide it; family, model and stepping then tell processors apart."""
+    """The processor's name, with family, model and stepping, since virtual machines often hide the name."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:

@@ -23,7 +23,7 @@ XGMI_LINK = 11
 
 @dataclass(frozen=True)
 class _Node:
-    """A GPU as the compute side of the driver lists it: a node of the topology (``/sys/class/kfd/kfd/topology``).
+    """A GPU on the compute side of the driver: a node of the topology (``/sys/class/kfd/kfd/topology``).
 
     Attributes:
         number: the number of the node.
@@ -46,7 +46,7 @@ def find(root: Path = Path("/"), most: int | None = None) -> FoundGpus | None:
 
     Args:
         root: the folder that contains ``sys``.
-        most: the link between cards is that of the first ``most`` cards; None: of all.
+        most: how many cards, from the first, to examine for their common link; None: all.
     """
     nodes = list(_nodes(root))
     if not nodes:
@@ -110,7 +110,7 @@ def _device(root: Path, label: str, node: _Node) -> Device:
 
 
 def _link(root: Path, nodes: list[_Node], first: Device) -> Link | None:
-    """The link between the cards: XGMI if it connects all, directly or not; else PCIe; None if the speed is not known."""
+    """The link between the cards: XGMI if it connects all, directly or not, else PCIe; None if its speed is not known."""
     reached, joined = {nodes[0].number}, _linked(root, nodes, "io_links", XGMI_LINK)
     while new := {end for pair in joined if pair & reached for end in pair} - reached:
         reached |= new

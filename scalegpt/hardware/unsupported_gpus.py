@@ -1,4 +1,4 @@
-"""Accelerators that plans are not made for: for each the reason, and the catalogue's card closest in memory and speed."""
+"""Accelerators for which no plans are made, each with the reason and the card that is closest in memory and speed."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A kind of accelerator that plans are not made for.
+    """A kind of accelerator for which no plans are made.
 
     Attributes:
         pattern: a regular expression that finds the accelerator in a user's text in lower case.
@@ -85,6 +85,6 @@ UNSUPPORTED = tuple(Unsupported(*kind) for kind in _KINDS)
 
 
 def unsupported(name: str) -> Unsupported | None:
-    """The kind of unsupported accelerator that a user's name means; None if it means none."""
+    """The kind of unsupported accelerator that a user's name stands for; None if it stands for none."""
     text = name.lower().replace("_", " ")
     return next((kind for kind in UNSUPPORTED if re.search(kind.pattern, text)), None)

@@ -1,4 +1,4 @@
-"""The parts of an HTML page that is one file, needs no network, and has colours for light and for dark screens.
+"""The parts of an HTML page that is a single file, needs no network, and has colours for light and dark screens.
 
 A run's ``report.html`` and the page of ``scalegpt plan --html`` are made with this module.
 """
@@ -84,8 +84,8 @@ def document(title: str, body: str, style: str = "", script: str = "") -> str:
     Args:
         title: the title, as text.
         body: the content of ``<body>``, as HTML.
-        style: further CSS; its colours are those of :data:`PALETTE`, such as ``var(--c1)``.
-        script: JavaScript that runs when the body was read.
+        style: further CSS; its colours are those of :data:`PALETTE`, for example ``var(--c1)``.
+        script: JavaScript that runs after the body has been read.
     """
     if script:
         body += f"<script>{script}</script>"
@@ -110,7 +110,7 @@ def facts(rows: Mapping[str, str]) -> str:
 
 @dataclass
 class Table:
-    """A table with a heading over each column; if it is wider than the page, only the table scrolls sideways.
+    """A table with a heading over each column. If it is wider than the page, only the table scrolls sideways.
 
     Attributes:
         label: the description of the table for screen readers.

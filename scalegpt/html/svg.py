@@ -1,8 +1,8 @@
 """Charts for a page, as SVG: a bar of parts, and lines over two axes with round numbers.
 
 Horizontal positions are shares of the width and vertical positions are pixels, so that text and strokes keep their size
-on a phone and in print. Every chart has a title and a description; its caller puts the figures in a table beside it.
-The CSS classes ``c1``, ``c2``, … of :data:`STYLE` give the colours.
+on a phone and in print. Every chart has a title and a description. The caller shows the figures in a table beside the
+chart. The CSS classes ``c1``, ``c2``, … of :data:`STYLE` give the colours.
 """
 
 import math
@@ -33,10 +33,10 @@ stroke-linejoin:round}.curve{fill:none;stroke-width:2;vector-effect:non-scaling-
 )
 
 _WIDE, _NARROW, _LETTER = 760, 330, 7.2
-"""Pixels: the width of a bar on a desktop, on a phone, and of a letter. They decide which names fit inside a part."""
+"""Pixels: the width of a bar on a desktop and on a phone, and that of a letter. They decide which names fit inside a part."""
 
 _ABOVE, _BAR, _BELOW = 34, 38, 20
-"""Pixels: the space above a bar for a mark's label, the height of the bar, the space below it for a second label."""
+"""Pixels: the space above a bar for a mark's label, the height of the bar, and the space below it for a second label."""
 
 _MOST_INTERVALS = 5
 
@@ -57,7 +57,7 @@ class Caption(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A value that a line marks in a bar or a chart, its label, and its CSS class: ``limit`` or ``margin``."""
+    """A line that marks a value in a bar or a chart: the value, its label, and its CSS class, ``limit`` or ``margin``."""
 
     at: float
     label: str
@@ -98,12 +98,12 @@ class Slice(NamedTuple):
 
 
 def stack(caption: Caption, slices: Sequence[Slice], whole: float, head: str = "", marks: Sequence[Mark] = ()) -> str:
-    """A horizontal bar of parts, one after the other, as SVG.
+    """A horizontal bar of consecutive parts, as SVG.
 
     Args:
         caption: the title and the description of the bar.
         slices: the parts, from left to right.
-        whole: the value at the right end of the bar; the parts and the marks lie within it.
+        whole: the value at the right end of the bar; no part or mark exceeds it.
         head: text above the bar.
         marks: values marked across the bar; the first has its label above the bar, the second below.
     """
@@ -164,9 +164,9 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a chart: its hue, its points, and whether each point has a dot.
+    """A line of a chart: its colour, its points, and whether each point has a dot.
 
-    The hue is the number of a colour and also decides the dashes: short for 3, long for 4, none for others.
+    The colour is a number that also decides the dashes: short for 3, long for 4, none for others.
     """
 
     hue: int
@@ -180,7 +180,7 @@ class Line(NamedTuple):
 
 
 class Band(NamedTuple):
-    """An area between two lines with the same horizontal positions, in a hue; it shows what a line of means leaves out."""
+    """A coloured area between two lines with the same horizontal positions: the range around a line of means."""
 
     hue: int
     lower: Sequence[Point]
@@ -188,7 +188,7 @@ class Band(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis: its lowest and highest value, the values with labels, and the function that writes a label."""
+    """An axis: its lowest and highest value, the values with labels, and the function that formats a label."""
 
     low: float
     high: float
@@ -202,7 +202,7 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of lines over two axes; parts of lines above the highest value of the vertical axis are not shown.
+    """A chart of lines over two axes. Parts of lines above the highest value of the vertical axis are not shown.
 
     Attributes:
         caption: the title and the description of the chart.
@@ -213,8 +213,8 @@ class Chart:
         chosen: a point that a ring marks, and the label near the ring.
         x_label: text below the horizontal axis.
         bands: areas behind the lines.
-        zoom: how ``zoom.js`` writes the vertical axis where it zooms the chart: ``count``, ``number`` or ``percent``. Empty:
-            the chart is not zoomed.
+        zoom: how ``zoom.js`` formats the vertical axis of a zoomed chart: ``count``, ``number`` or ``percent``. Empty:
+            the chart cannot be zoomed.
     """
 
     caption: Caption
@@ -291,7 +291,7 @@ class Chart:
         return " ".join(f"{self._x(point.x):.3f},{self._y(point.y):.{digits}f}" for point in points)
 
     def _levels(self) -> Iterator[str]:
-        """The lines of the marks; labels are on the right, or on the left if the chosen point is near a right label."""
+        """The lines of the marks. Labels are on the right, or on the left if the chosen point is near a right label."""
         x, anchor = "100%", "end"
         if self.chosen is not None and self._is_near_a_mark(self.chosen[0]) and self._x(self.chosen[0].x) > 60:
             x, anchor = "6", "start"
@@ -323,7 +323,7 @@ class Chart:
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers that enclose a range: two or more, at equal distances of 1, 2 or 5 times a power of ten.
+    """Two or more round numbers that enclose a range, at equal distances of 1, 2 or 5 times a power of ten.
 
     Args:
         low: the range's lowest value; the first number is not above it.

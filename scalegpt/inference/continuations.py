@@ -1,4 +1,4 @@
-"""Continues prompts with a model: many rows at once, each with a seed and an end of its own."""
+"""Continues prompts with a model: many rows at once, each with its own seed and its own end."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class Continuation:
 
     Attributes:
         text: the new text, without the prompt, the end-of-text token and the stop text.
-        tokens: number of tokens drawn, with the end-of-text token and those of a stop text.
+        tokens: number of tokens drawn, including the end-of-text token and those of a stop text.
         seed: the seed that it was drawn with.
         finish_reason: ``end_of_text``, ``stop`` or ``length``.
-        logprob: natural logarithm of the probability that the model gives all drawn tokens together, at temperature 1 and
-            without top-k and top-p.
+        logprob: natural logarithm of the probability of all drawn tokens together, at temperature 1 and without top-k
+            and top-p.
     """
 
     text: str
@@ -44,12 +44,12 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some new text of a continuation.
+    """New text of a continuation.
 
     Attributes:
         index: index of the continuation's request.
         text: new text in whole characters; empty if no character was completed.
-        whole: the finished continuation with its last part; None before.
+        whole: the finished continuation, in its last part; None in earlier parts.
     """
 
     index: int
@@ -68,8 +68,8 @@ def continue_prompts(
 ) -> Iterator[Part]:
     """Continue prompts, and yield the new text as it is drawn.
 
-    Only prompts of equal length are computed together, so that no position is padded. The first request that is not begun is
-    always in the next batch.
+    Only prompts of equal length are computed together, so no position is padded. The next batch always contains the
+    first request that has not begun.
 
     Args:
         model: the model, in evaluation mode.
@@ -145,7 +145,7 @@ class _Row:
 
 
 class StopFilter:
-    """Passes text on up to the first of the stop texts, and keeps back what may yet become one.
+    """Passes text on up to the first stop text, and holds back text that may be the beginning of a stop text.
 
     Args:
         stop: the stop texts, none of them empty.
@@ -172,6 +172,6 @@ class StopFilter:
         return text
 
     def finish(self) -> str:
-        """Return the text that was kept back."""
+        """Return the text that was held back."""
         text, self._kept = self._kept, ""
         return text

@@ -1,11 +1,11 @@
 """How well a model predicts a text: loss, perplexity and bits per byte.
 
 Every token is predicted once, in a window of the text, from the tokens before it in that window. A window spans up to
-``block_size`` + 1 tokens: its inputs, and the same shifted by one as targets. So neighbouring windows share a token, the
-target of one and the first input of the next, and only the first token of a stream is no target. (If the model was trained on
-packed documents, the first token of each document is none.) With a stride below ``block_size`` windows overlap, and each
-counts only the targets that no window before has counted. This is the sliding window of transformers' guide to perplexity
-(https://huggingface.co/docs/transformers/perplexity).
+``block_size`` + 1 tokens: its inputs, and its targets, which are the inputs shifted by one. The last target of a window
+is the first input of the next, so only the first token of a stream is never a target. (If the model was trained on
+packed documents, the first token of each document is never a target.) With a stride below ``block_size`` windows
+overlap, and each counts only the targets that earlier windows have not counted. This is the sliding window of
+transformers' guide to perplexity (https://huggingface.co/docs/transformers/perplexity).
 """
 
 import math
@@ -69,7 +69,10 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """The negative log-likelihood of all scored tokens in bits, over the text's bytes; comparable across tokenizers."""
+        """The negative log-likelihood of all scored tokens in bits, per byte of text.
+
+        It is comparable across tokenizers.
+        """
         return self.nats / math.log(2) / self.bytes
 
 
@@ -167,7 +170,7 @@ def evaluate(
         if progress is not None:
             progress(batch[-1].share, tokens)
     if not tokens:
-        raise InputError("the text has no token to predict from another; give a longer one")
+        raise InputError("the text is too short: it has no token after its first; give a longer text")
     if not nats.isfinite():
         raise DivergedError("the loss is not finite: training diverged; use an earlier checkpoint, or train again")
     return Evaluation(nats.item(), tokens, size.bytes, text.documents, text.split, text.name, text.weight)
@@ -186,7 +189,7 @@ class _Size:
 
 
 def cut_windows(pieces: Iterator[Piece], block_size: int, stride: int) -> Iterator[Window]:
-    """Cut a stream into windows whose uncounted targets are all tokens but the first, each once.
+    """Cut a stream into windows that together count every token but the first as a target, each exactly once.
 
     Args:
         pieces: the stream.
@@ -217,8 +220,8 @@ def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
 def _tensors(windows: list[Window], document_end: int | None, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """Inputs and targets, int64 [B, t] with t of the longest window, and the number of targets that count.
 
-    Shorter windows are padded at their end, which attention from earlier positions does not see. A model of packed documents
-    does not predict the token after ``document_end``.
+    Shorter windows are padded at their end, which earlier positions do not attend to. With packed documents, the token
+    after ``document_end`` is not counted.
     """
     length = max(len(window.ids) for window in windows) - 1
     inputs = np.zeros((len(windows), length), dtype=np.int64)

@@ -21,7 +21,7 @@ HF, GGUF, SAFETENSORS = "hf", "gguf", "safetensors"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         checkpoint: the checkpoint that was exported.
@@ -31,7 +31,7 @@ class Exported:
         family: the class in transformers, or the architecture in ``llama.cpp``; None for ``safetensors``.
         bytes: the size of the weights.
         sha256: the digest of the file; None for a folder.
-        notes: remarks, a line each: what the comparison of the logits gave, and what the other program does differently.
+        notes: remarks, a line each: the result of comparing the logits, and what the other program does differently.
     """
 
     checkpoint: Path
@@ -47,7 +47,7 @@ class Exported:
 def export(
     path: Path, to: str, out: Path, *, dtype: str = "fp32", checkpoint: str = LAST, max_shard_bytes: int = 5 * 10**9
 ) -> Exported:
-    """Write the weights of a run for other programs; nothing is left where that fails.
+    """Write the weights of a run for other programs. If this fails, no file is left.
 
     Args:
         path: a run's folder, or a checkpoint's folder.
@@ -65,8 +65,8 @@ def export(
     """
     if is_hugging_face(path):
         raise InputError(
-            f"{path} is a Hugging Face folder, and export takes a run; make one: scalegpt import {shlex.quote(str(path))} "
-            "--model_name NAME"
+            f"{path} is a Hugging Face folder, but export takes a run; make one: "
+            f"scalegpt import {shlex.quote(str(path))} --model_name NAME"
         )
 
     def write(found: Path) -> Exported:

@@ -27,12 +27,12 @@ from scalegpt.weights.origin import open_folder, tokenizer_of
 def load_model(path: Path, device: str = "auto", *, precision: str = "auto", checkpoint: str = LAST) -> LoadedModel:
     """Load a trained model for inference.
 
-    Matrices are stored in the compute dtype, since the layers would otherwise cast them to it at every use. Norms and
-    biases stay fp32. The loss never holds the logits of more than ``loss_chunk`` tokens.
+    Matrices are stored in the compute dtype, so that layers need not cast them at every use. Norms and biases stay
+    fp32. The loss never holds the logits of more than ``loss_chunk`` tokens.
 
     Args:
         path: a run's folder, a checkpoint's folder, or a Hugging Face folder.
-        device: ``auto`` (CUDA if there is any), ``cpu`` or ``cuda``.
+        device: ``auto`` (CUDA if there is a CUDA device), ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 on a CUDA device that has bf16 units, else fp32.
         checkpoint: which checkpoint of a run: ``last``, ``best`` (the lowest held-out loss), or a step.
 
@@ -59,7 +59,7 @@ def _load(checkpoint: Path, device: str, precision: str) -> LoadedModel:
 
 
 def _load_folder(path: Path, device: str, precision: str) -> LoadedModel:
-    """Load the model of a Hugging Face folder; its header has the shape, and no progress."""
+    """Load the model of a Hugging Face folder. The header has the shape, but no progress."""
     read = read_config(path)
     origin, tokenizer = open_folder(read), tokenizer_of(read)
     built = _build(read.model, TrainConfig(), device, precision)
@@ -69,7 +69,7 @@ def _load_folder(path: Path, device: str, precision: str) -> LoadedModel:
 
 
 def _build(config: ModelConfig, train: TrainConfig, device: str, precision: str) -> GPT:
-    """A model for inference, on its device and in its dtypes, whose weights are not set yet."""
+    """A model for inference, on its device and in its dtypes, with uninitialized weights."""
     target = choose_device(device, 0, 1)
     auto = precision == "auto"
     compute = compute_dtype(target) if auto else DTYPES[card_precision(precision, target)]

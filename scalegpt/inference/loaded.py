@@ -1,7 +1,6 @@
-"""A loaded model, which continues prompts, and is evaluated on texts."""
+"""A loaded model, with methods that continue prompts and score texts."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from scalegpt.checkpoint.manifest import Header
@@ -9,8 +8,8 @@ from scalegpt.config import DataConfig
 from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.data.prepare import split_inputs
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.sidecar import SPLITS
-from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError
 from scalegpt.inference.continuations import Part, Request, continue_prompts
@@ -82,7 +81,8 @@ class LoadedModel(NamedTuple):
             settings: how many tokens to draw, and how. Sample i of every prompt is drawn with ``settings.seed`` + i.
             num_samples: continuations of each prompt.
             stop: a text or several; a continuation ends before the first of them that appears in it.
-            micro_batch: the most continuations computed at once; only prompts of equal length in tokens are.
+            micro_batch: the most continuations computed at once. Only prompts with equal numbers of tokens are computed
+                together.
 
         Yields:
             Parts of continuations. Continuation ``index`` is sample ``index % num_samples`` of prompt
@@ -130,7 +130,7 @@ class LoadedModel(NamedTuple):
             ``documents``. Of several sources it is their mean by weight, and ``sources`` has the evaluation of each.
 
         Raises:
-            InputError: a value outside its bounds; the text cannot be read, or the run's data are not there.
+            InputError: a value outside its bounds; the text cannot be read, or the run's data are missing.
             RunError: the model diverged in training: its loss is not finite.
         """
         given = {"stride": stride, "micro_batch": micro_batch}
@@ -159,8 +159,9 @@ class LoadedModel(NamedTuple):
             yield self._text(source.text, split, reading)._replace(name=source.text, weight=share / MIXTURE_BLOCK)
 
     def _text(self, input_file: str, split: str | None, reading: DataConfig) -> Text:
-        if is_prepared(Path(input_file)):
-            return text_of_split(tokens_of_folder(Path(input_file), self.tokenizer), split or "val")
+        path = prepared_at(input_file)
+        if path is not None:
+            return text_of_split(tokens_of_folder(path, self.tokenizer), split or "val")
         if split is not None:
             raise InputError(
                 f"{one_line(input_file)} has no split {split}: it is text, and all of it is scored; omit --split, or "
@@ -173,7 +174,10 @@ class LoadedModel(NamedTuple):
         return text_of_files(split_inputs(input_file), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each prompt, as :meth:`prompt_ids` gives them; the error of one of several names its number."""
+        """The token ids of each prompt, as :meth:`prompt_ids` gives them.
+
+        If there are several prompts, errors name the number of the prompt.
+        """
         ids_of_each = []
         for number, prompt in enumerate(prompts, start=1):
             try:
@@ -183,9 +187,9 @@ class LoadedModel(NamedTuple):
         return ids_of_each
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, after the token that begins a text if the tokenizer puts one there.
+        """The token ids of a prompt, after the token that begins a text if the tokenizer has one.
 
-        For an empty prompt they are that token or the end-of-text token, or a newline if there is neither.
+        For an empty prompt this is the token that begins a text, else the end-of-text token, else a newline.
 
         Raises:
             InputError: the vocabulary lacks a character of the prompt, or the newline.
@@ -196,4 +200,6 @@ class LoadedModel(NamedTuple):
         try:
             return [int(token) for token in self.tokenizer.encode("\n")]
         except InputError:
-            raise InputError("this model's vocabulary has no newline to start from; give a prompt") from None
+            raise InputError(
+                "an empty prompt needs a newline, which this model's vocabulary lacks; give a prompt"
+            ) from None

@@ -1,4 +1,4 @@
-"""What a model is evaluated on: text files, or prepared tokens, read piece by piece in bounded memory."""
+"""Reads the text on which a model is evaluated: text files or prepared tokens, piece by piece, in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -13,9 +13,9 @@ from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
 from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.text.corpus import Corpus, Source, read_pieces
-from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.windows.mixture import Mixture, prepare_mixture
 from scalegpt.errors import InputError
@@ -46,11 +46,11 @@ class Piece(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A text to evaluate a model on.
+    """A text on which a model is evaluated.
 
     Attributes:
-        streams: an iterator of pieces for each part of the text that is predicted without the others. It can be read once,
-            one stream after another.
+        streams: an iterator of streams, each an iterator of pieces. Each stream is predicted on its own. The streams
+            can be read once, one after another.
         documents: number of documents; None if it is not known.
         split: the split of prepared tokens; None for the text of files.
         name: the source that it is the text of, as the user named it; empty if nobody asks.
@@ -70,8 +70,8 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
     Args:
         inputs: files and folders that the user named.
         tokenizer: the model's.
-        first: the token that each stream begins with, so that the first token of the document has a context: the one that
-            begins a text, or end-of-text, if the model has seen it before documents in training; None: the first token has no
+        first: the token with which each stream begins, as context for the document's first token: the token that begins
+            a text, or end-of-text, if the model has seen it before documents in training; None: the first token has no
             context.
         settings: the encoding, and which files are text; the other settings are not used.
 
@@ -104,7 +104,7 @@ def _encoded(source: Source, tokenizer: Tokenizer, before: int, total: int) -> I
 
 
 def text_of_split(tokens: TokenSet, split: str) -> Text:
-    """A split of prepared tokens, as one stream: its windows are those of the evaluations in training.
+    """A split of prepared tokens as one stream, cut into the same windows as by evaluations in training.
 
     Args:
         tokens: prepared tokens, whose tokenizer is the model's.
@@ -131,7 +131,10 @@ def _stored(tokens: TokenSet, split: str) -> Iterator[Piece]:
 
 
 def _count_documents(meta: dict[str, Any], split: str) -> int | None:
-    """The number of documents in a split, by the sidecar; a divided document counts in both splits."""
+    """The number of documents in a split, from the sidecar.
+
+    A document that is divided between the splits counts in both.
+    """
     documents, how = meta.get("documents"), meta.get("split", {})
     held_out = how.get("held_out_documents")
     if documents is None or how.get("method") != "documents" or not isinstance(held_out, int):
@@ -154,7 +157,7 @@ def tokens_of_run(header: Header) -> Mixture:
         tokens = prepare_mixture(settings)[0]
     else:
         with cache_errors():
-            kept = None if is_prepared(Path(given)) else cached_with(header.data)
+            kept = None if prepared_at(given) is not None else cached_with(header.data)
         tokens = Mixture.alone(given, kept or prepare_cached(settings, begun_with=header.data))
     if tokens.digest != header.data:
         raise InputError(

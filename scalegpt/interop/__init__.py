@@ -1,1 +1,1 @@
-"""Models of other programs: their configurations, read and written."""
+"""Reads and writes the model configurations of other programs."""

@@ -1,8 +1,8 @@
 """The loss of a chunk (some tokens of a micro batch), and its gradients for the hidden states and the head's matrix.
 
-Two ways of computing loss and gradients agree within rounding: by rows, in this module, and by columns, on a CPU in fp32
-and bf16 (:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]. For some rows at a time, softmax minus one-hot
-target replaces the logits (:func:`turn`). Two matmuls then make both gradients.
+There are two ways of computing loss and gradients, which agree within rounding: by rows, in this module, and by
+columns, on a CPU in fp32 and bf16 (:mod:`scalegpt.model.cpu.columns`). By rows the logits are [k, V]. Softmax minus
+one-hot target replaces the logits, some rows at a time (:func:`turn`). Two matmuls then make both gradients.
 
 Sizes: k tokens of the chunk, V vocabulary, H width.
 """
@@ -17,7 +17,7 @@ IGNORED = -1
 """Target of a position that does not count in the loss."""
 
 CACHED_ROWS = 800_000
-"""The number of logits that a CPU's caches hold; on a CPU :func:`turn` is given about so many at once."""
+"""The number of logits that fit a CPU's caches. On a CPU :func:`turn` gets about this many at once."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ Way = Callable[[Chunk], Tensor]
 
 
 def by_rows(rows: int, turn_rows: Callable[[Tensor, Tensor], Tensor]) -> Way:
-    """Make a :data:`Way` (a function from a chunk to its loss, which fills the gradients) with logits [k, V].
+    """Make a :data:`Way` with logits [k, V]: a function that returns the loss of a chunk and fills its gradients.
 
     ``turn_rows``, a function like :func:`turn`, turns the logits of ``rows`` tokens at a time into gradients.
     """

@@ -28,13 +28,17 @@ GATES: dict[str, tuple[Callable[..., Tensor], Any, Any]] = {
     "swiglu": (F.silu, aten.silu.out, aten.silu_backward.grad_input),
     "geglu": (F.gelu, aten.gelu.out, aten.gelu_backward.grad_input),
 }
-"""Value of the setting ``activation`` → the gate's activation function, the same into a given tensor, and its gradient."""
+"""Value of the setting ``activation`` → the gate's activation function, its form that writes into a given tensor, and
+its gradient."""
 
 
 def gated(kind: str, x: Tensor) -> Tensor:
-    """``activation(gate)·up`` of x [..., 2·F], gate and ``up`` side by side → [..., F]; it can be differentiated once.
+    """Compute ``activation(gate)·up`` [..., F] of x [..., 2·F], which holds gate and ``up``.
 
-    In eager mode autograd keeps x alone; the backward pass computes the activation again. A compiler fuses the same.
+    It can be differentiated once.
+
+    In eager mode autograd keeps only x, and the backward pass computes the activation again. ``torch.compile`` fuses
+    all of it.
     """
     if torch.compiler.is_compiling():
         gate, up = x.chunk(2, dim=-1)
@@ -44,7 +48,7 @@ def gated(kind: str, x: Tensor) -> Tensor:
 
 
 class _Gated(torch.autograd.Function):
-    """:func:`gated` without temporaries: each pass allocates its result and works in place."""
+    """:func:`gated` without temporaries. Each pass allocates only its result and works in place."""
 
     @staticmethod
     def forward(ctx: Any, kind: str, x: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
     **{kind: partial(gated, kind) for kind in GATES},
 }
-"""Value of the setting ``activation`` → what the feed-forward layer does between its matmuls; a gate halves the width."""
+"""Value of the setting ``activation`` → the function between the feed-forward layer's matmuls. A gate halves the width."""
 
 
 class FeedForward(nn.Module):

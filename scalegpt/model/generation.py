@@ -1,8 +1,8 @@
 """Drawing new tokens from a model, one after another, with a key-value cache.
 
-The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so a sharded backend can pass a
-callable of its own. Then all ranks call :func:`generate` together, and draw the same tokens: the draws follow from logits and
-seed alone.
+The model is any callable with the arguments of :meth:`scalegpt.model.gpt.GPT.forward`, so a sharded backend can pass
+its own callable. Then all ranks call :func:`generate` together. They draw the same tokens, since the draws depend only
+on logits and seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
     Attributes:
         tokens: [B] int64 ids on the CPU.
         logprobs: [B] fp64 on the CPU: the natural logarithm of the probability that the model gives the token among its
-            whole vocabulary, at temperature 1 and without top-k and top-p; 0 for a row that has ended before.
+            whole vocabulary, at temperature 1 and without top-k and top-p; 0 for a row that has already ended.
     """
 
     tokens: Tensor
@@ -71,14 +71,15 @@ def draw_rows(
 ) -> Iterator[Drawn]:
     """Continue each row of the prompt by up to ``max_new_tokens``, yielding every token as soon as it is drawn.
 
-    All rows are computed together, and each has a random generator of its own, on the CPU. So the tokens of a row do not
-    depend on the other rows, except where two tokens are so close that the rounding of a larger matmul decides. Torch's
-    global random state is left alone.
+    All rows are computed together, and each has its own random generator on the CPU. The tokens of a row therefore do
+    not depend on the other rows, unless two tokens are so close that the rounding of a larger matmul decides. Torch's
+    global random state does not change.
 
-    The context grows to T = ``block_size``. Then it cannot slide: learned and rotary positions tie every cached key to
-    the position of its token. So the cache is dropped and the newest half of the window is read again from position 0.
-    That is one pass over T/2 tokens for every T/2 tokens drawn, so at most twice the arithmetic. Sliding by one token would
-    cost a pass over all T tokens for every token drawn. From then on the context is between T/2 and T tokens long.
+    The context grows to T = ``block_size``. Then it cannot slide, since learned and rotary positions tie every cached
+    key to the position of its token. Instead the cache is dropped and the newest half of the window is read again from
+    position 0. This costs a pass over T/2 tokens for every T/2 tokens drawn, at most twice the arithmetic. Sliding by
+    one token would cost a pass over all T tokens for every token drawn. From then on the context is between T/2 and T
+    tokens long.
 
     Args:
         forward: the model, in evaluation mode: without dropout.
@@ -86,9 +87,9 @@ def draw_rows(
         prompt: [B, t] int64 ids with t at least 1, on the model's device. The last ``block_size`` tokens are read.
         settings: how many tokens to draw, and how.
         seeds: the seed of each row, in place of the one in ``settings``; None: ``settings.seed`` + i for row i.
-        stop_token: the id that ends a row. It is yielded, and repeated until every row has drawn it.
-        limit_vocab: the size of the tokenizer's vocabulary. The model's may be padded to a larger size; ids of the padding
-            are never drawn. None: any id may be drawn.
+        stop_token: the id that ends a row. After that, the row yields this id until every row has ended.
+        limit_vocab: the size of the tokenizer's vocabulary. If the model's vocabulary is padded to a larger size, ids
+            of the padding are never drawn. None: any id may be drawn.
 
     Yields:
         The new tokens and their probabilities.
@@ -154,14 +155,14 @@ def draw(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
 
 
 def _candidates(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor | None]:
-    """Apply top-k, then top-p to the probabilities of the k tokens that are left.
+    """Apply top-k, then top-p to the probabilities of the remaining k tokens.
 
     Args:
         logits: [B, V], already divided by the temperature.
         settings: how to draw.
 
     Returns:
-        Probabilities [B, k], which need not add up to one, and their ids [B, k], or None where column i is id i.
+        Probabilities [B, k], which need not add up to one, and their ids [B, k], or None if column i has id i.
     """
     k = min(settings.top_k or logits.shape[-1], logits.shape[-1])
     if settings.top_p is None and k == logits.shape[-1]:

@@ -5,9 +5,9 @@
   unless :meth:`GPT.set_attention` is given another function, which is used when there is no key-value cache.
 - The head may share the token embedding's matrix. It is applied inside the loss, so that the chunked loss never holds
   all logits.
-- **Precision is explicit.** Each layer casts its weight to its input's dtype where it is used, and the embedding decides
-  that dtype. So weights may be fp32 masters (``plain``) or in the compute dtype already (FSDP2 and DeepSpeed cast them
-  beforehand): the arithmetic is the same without autocast, and the backends agree.
+- **Precision is explicit.** Each layer casts its weight to its input's dtype when it uses it, and the embedding decides
+  that dtype. Weights may therefore be fp32 masters (``plain``), or already in the compute dtype (FSDP2 and DeepSpeed
+  cast them beforehand). The arithmetic is the same without autocast, and the backends agree.
 
 Sizes: B micro batch, T sequence, H ``n_embd``, V vocabulary. Parameter names are part of the
 checkpoint format and are listed by :func:`scalegpt.architecture.decoder.parameter_shapes`.
@@ -55,7 +55,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cache: KeyValueCache | None = None, turns: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on; the rest is attention's."""
+        """[B, T, H] → [B, T, H], through ``recompute`` if it is set and gradients are on.
+
+        Further arguments are passed to attention.
+        """
         if self.recompute is None or not torch.is_grad_enabled():
             return self.body(x, cache, turns, mask)
         return self.recompute(self.body, x, None, turns, mask)
@@ -77,7 +80,8 @@ class GPT(nn.Module):
 
     Args:
         config: the shape; its vocabulary must be known.
-        loss: (hidden states, head's matrix, targets) → mean loss; also called with ``softcap`` if the model caps its logits.
+        loss: a function from hidden states, the head's matrix and targets to the mean loss; called with ``softcap`` too
+            if the model caps its logits.
 
     Raises:
         InputError: the vocabulary is still ``auto``.
@@ -105,21 +109,21 @@ class GPT(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, typed as :class:`Block`: a ``ModuleList`` only knows that they are modules."""
+        """The blocks, typed as :class:`Block`, since a ``ModuleList`` only knows that they are modules."""
         return cast(list[Block], list(self.blocks))
 
     @property
     def tables(self) -> list[Tensor]:
-        """The tensors that the model holds besides its parameters: the rotary table, on each device that needed it."""
+        """The tensors that the model holds besides its parameters: the rotary table, once for each device that used it."""
         return [] if self.rotary is None else self.rotary.made
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """GPT-2's initialisation, one fp32 CPU tensor at a time, by parameter name.
 
         Matrices are drawn from a normal distribution of standard deviation 0.02, or 0.02/√(2L) for projections into the
-        residual stream. Norms' weights are ones, biases zeros. Tensors are drawn on the CPU in the order of the model's
-        parameters. So a seed gives the same model on every device, backend and number of ranks, and no rank holds more than
-        one whole matrix.
+        residual stream. Weights of norms are ones, biases are zeros. Tensors are drawn on the CPU in the order of the
+        model's parameters, so a seed gives the same model on every device, backend and number of ranks, and no rank
+        holds more than one whole matrix.
         """
         generator = torch.Generator().manual_seed(seed)
         scaled = INIT_STD / math.sqrt(2 * self.config.n_layer)
@@ -131,7 +135,7 @@ class GPT(nn.Module):
                 yield name, torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
 
     def set_loss(self, loss: Callable[..., Tensor]) -> None:
-        """Replace the loss; it is called with ``softcap`` if the model caps its logits."""
+        """Replace the loss. It is called with ``softcap`` if the model caps its logits."""
         cap = self.config.logit_softcap
         self.loss: Loss = loss if cap is None else partial(loss, softcap=cap)
 
@@ -143,7 +147,7 @@ class GPT(nn.Module):
             block.compute_dtype = compute
 
     def set_packing(self, document_end: int | None) -> None:
-        """Keep attention and positions inside documents, which end with the token ``document_end``; None: no documents."""
+        """Keep attention and positions inside documents, which end with the token ``document_end``; None: do not."""
         self.document_end = document_end
 
     def set_attention(self, name: str, *, attend: AttendWhole | None = None, expands: bool = False) -> None:
@@ -169,16 +173,16 @@ class GPT(nn.Module):
         """Compute the mean loss if there are targets, else the logits of the last position.
 
         Args:
-            tokens: [B, T] int64 ids, T at most ``block_size``, less the number of cached tokens.
-            targets: [B, T] int64 ids, -1 where a position does not count in the mean loss.
+            tokens: [B, T] int64 ids. T and the number of cached tokens together are at most ``block_size``.
+            targets: [B, T] int64 ids; positions with -1 do not count in the mean loss.
             cache: keys and values of earlier tokens; ``tokens`` continue them.
-            positions: int64 [B, T] or [T], below ``block_size``; None: those that follow the cached tokens. Where documents
-                are packed and there are targets, positions follow from the documents.
+            positions: int64 [B, T] or [T], below ``block_size``; None: those that follow the cached tokens, or if
+                documents are packed and there are targets, those inside the documents.
 
         Returns:
             The loss, an fp32 scalar, or without targets the logits [B, V] of the last position, in fp32. In training on
-            packed documents, the loss is multiplied by the share of the targets that count: so the sum over micro batches
-            does not depend on their size.
+            packed documents, the loss is multiplied by the share of the targets that count, so that the sum over micro
+            batches does not depend on their size.
         """
         past, mask = cache.length if cache is not None else 0, None
         if targets is not None and self.document_end is not None:

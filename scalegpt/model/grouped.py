@@ -1,8 +1,8 @@
-"""Grouped-query attention by torch's memory-efficient kernel, which takes as many heads of keys as of queries.
+"""Grouped-query attention with torch's memory-efficient kernel, which needs as many heads of keys as of queries.
 
-On CUDA, torch's flash and cuDNN kernels and its CPU kernel read grouped keys and values as they are. The memory-efficient
-kernel does not (torch 2.13, ``sdp_utils.cpp: can_use_mem_efficient_attention``). Here keys and values are expanded for the
-kernel in each pass, and autograd keeps them as they were.
+Torch's flash and cuDNN kernels for CUDA and its CPU kernel read grouped keys and values directly. The memory-efficient
+kernel does not (torch 2.13, ``sdp_utils.cpp: can_use_mem_efficient_attention``). Here keys and values are expanded for
+the kernel in each pass, and autograd keeps them unexpanded.
 
 Sizes: B micro batch, T sequence, a heads of queries, k heads of keys and values, D width of a head.
 """
@@ -45,16 +45,16 @@ class _Expanded(torch.autograd.Function):
 
 
 def attend_expanded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attention by the memory-efficient kernel: queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D].
+    """Attention with the memory-efficient kernel: queries [B, a, T, D], keys and values [B, k, T, D] → [B, a, T, D].
 
-    It is causal, or as ``mask`` [B, 1, T, T] says.
+    It is causal, unless ``mask`` [B, 1, T, T] is given.
     """
     y: Tensor = _Expanded.apply(q, k, v, mask, dropout)  # type: ignore[no-untyped-call]
     return y
 
 
 def _over_heads(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """The mask as a view [B, a, T, T], which the kernel wants."""
+    """The mask as a view [B, a, T, T], which the kernel needs."""
     return None if mask is None else mask.expand(-1, q.shape[1], -1, -1)
 
 

@@ -1,4 +1,4 @@
-"""Layers whose weights are cast to the dtype that they compute in, where they are used."""
+"""Layers that cast their weights to the dtype of the computation when they use them."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ def _cast(parameter: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weights are cast to the input's dtype where they are used."""
+    """A linear layer that casts its weights to the input's dtype when it uses them."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out], in x's dtype."""
@@ -28,7 +28,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm of an input of any dtype; the statistics are fp32 inside torch's kernel."""
+    """LayerNorm of an input of any dtype, with fp32 statistics inside torch's kernel."""
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """[..., H] → [..., H], in ``dtype`` or x's own."""
@@ -37,7 +37,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of an input of any dtype; all arithmetic is fp32 inside.
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of an input of any dtype, with fp32 arithmetic inside.
 
     Args:
         width: H, the width of the last dimension, over which rows are normalised.
@@ -59,7 +59,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def norm_of(config: ModelConfig) -> LayerNorm | RMSNorm:
-    """A norm over the residual stream, as the model's configuration wants it."""
+    """A norm over the residual stream, of the kind that the model's configuration names."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.n_embd, eps=config.norm_eps)
     return LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.has_bias)

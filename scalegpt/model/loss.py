@@ -1,12 +1,12 @@
-"""Cross entropy of the LM head: over full logits, or over chunks of tokens so that the logits never exist as a whole.
+"""Cross entropy of the LM head: over full logits, or chunk by chunk, so that all logits never exist at once.
 
 Both losses take the hidden states and the head's matrix, and compute the same value: logits in the compute dtype (as the
 matmul gives them), log-sum-exp and loss in fp32, the mean over the positions whose target is not -1. docs/MEMORY.md says how
 much each loss allocates.
 
-One matmul makes a chunk's logits. Then the logits' gradients replace the logits (:mod:`scalegpt.model.chunk`): on a CPU for
-as many at once as its caches hold, on other devices for as many as keep the device busy. Two more matmuls use these
-gradients. The larger the chunks, the fewer additions to the head's fp32 gradient, each of which reads and writes 4·V·H bytes.
+One matmul makes a chunk's logits. Their gradients then replace the logits (:mod:`scalegpt.model.chunk`), as many at a
+time as fit a CPU's caches or keep another device busy. Two more matmuls use these gradients. Larger chunks need fewer
+additions to the head's fp32 gradient, each of which reads and writes 4·V·H bytes.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,17 @@ from scalegpt.model.cpu.columns import by_columns
 TurnRows = Callable[[Tensor, Tensor], Tensor]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(hidden [..., H], head [V, H], targets [...] int64) → mean loss, an fp32 scalar. The losses here also take ``softcap``."""
+"""A function from hidden states [..., H], the head [V, H] and targets [...] int64 to the mean loss, an fp32 scalar. The
+losses here also take ``softcap``."""
 
 
 def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """``softcap·tanh(logits / softcap)`` (Gemma 2, arXiv 2408.00118, section 2), or the logits themselves."""
+    """``softcap·tanh(logits / softcap)`` (Gemma 2, arXiv 2408.00118, section 2), or the logits themselves without a cap."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def full_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, *, softcap: float | None = None) -> Tensor:
-    """Cross entropy over full logits [n, V]: the mean over positions whose target is not -1; 0 without such a position."""
+    """Cross entropy over full logits [n, V]: the mean over positions whose target is not -1, or 0 if there are none."""
     logits = F.linear(hidden, head.to(hidden.dtype)).view(-1, head.shape[0])
     targets = targets.reshape(-1)
     capped = soft_capped(logits.float(), softcap)
@@ -51,10 +52,11 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
 
     Args:
         chunk: tokens whose logits exist at once.
-        rows: compute by rows (:mod:`scalegpt.model.chunk`), and turn the logits of so many tokens into gradients at
-            once; None: by rows or by columns, and as many tokens, as suits the device.
-        compiled: whether ``torch.compile`` fuses the work between the matmuls: on a GPU into two passes over the logits in
-            the compute dtype, instead of six in fp32. Without effect on a CPU, where the passes stay in the caches.
+        rows: compute by rows (:mod:`scalegpt.model.chunk`), and turn the logits of this many tokens into gradients at
+            once; None: the device decides on rows or columns, and on the number of tokens.
+        compiled: whether ``torch.compile`` fuses the work between the matmuls. On a GPU this gives two passes over the
+            logits in the compute dtype instead of six in fp32. It has no effect on a CPU, where the passes stay in the
+            caches.
 
     Raises:
         InputError: a chunk below one token.
@@ -78,17 +80,20 @@ def chunked_cross_entropy(chunk: int, *, rows: int | None = None, compiled: bool
 
 
 def make_loss(kind: str, chunk: int, *, rows: int | None = None, compiled: bool = False) -> Loss:
-    """Make the loss of the settings ``loss`` and ``loss_chunk``; other arguments are :func:`chunked_cross_entropy`'s."""
+    """Make the loss of the settings ``loss`` and ``loss_chunk``.
+
+    Other arguments are those of :func:`chunked_cross_entropy`.
+    """
     return full_cross_entropy if kind == "full" else chunked_cross_entropy(chunk, rows=rows, compiled=compiled)
 
 
 def _counted(targets: Tensor) -> Tensor:
-    """The number of positions whose target is not -1, but at least 1, so that a batch without any has loss 0, not NaN."""
+    """The number of positions whose target is not -1, at least 1: a batch without such positions has loss 0, not NaN."""
     return (targets != IGNORED).sum().clamp(min=1)
 
 
 def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows, softcap: float | None) -> Way:
-    """Choose how a chunk's loss is computed, by rows or by columns (:mod:`scalegpt.model.chunk`), for device and dtype.
+    """Choose by device and dtype whether a chunk's loss is computed by rows or columns (:mod:`scalegpt.model.chunk`).
 
     :func:`by_columns` runs on a CPU without a soft cap. It needs more range than fp16 has, and branches on the values of
     its sums, which a compiled graph cannot do.
@@ -102,7 +107,10 @@ def _way(hidden: Tensor, vocabulary: int, rows: int | None, turn_rows: TurnRows,
 
 
 def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
-    """As :func:`~scalegpt.model.chunk.turn`, for the loss of soft-capped logits; the cap's derivative is 1 - tanh²."""
+    """Like :func:`~scalegpt.model.chunk.turn`, but for the loss of soft-capped logits.
+
+    The cap's derivative is 1 - tanh².
+    """
     share = (logits.float() / softcap).tanh_()
     capped = share * softcap
     total = turn(capped, targets)
@@ -111,7 +119,9 @@ def _turn_capped(softcap: float, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Saves the gradients of hidden states and head for the *sum* of the losses; the backward pass divides by the count.
+    """Saves the gradients of hidden states and head for the *sum* of the losses.
+
+    The backward pass divides by the count.
 
     The count n is the number of positions whose target is not -1. Dividing late keeps fp16 from underflow: with n in the
     thousands a probability p is within fp16's range, but p / n is not. In the backward pass the incoming gradient contains

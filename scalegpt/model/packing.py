@@ -1,6 +1,6 @@
-"""Several documents in one training sequence: positions that restart, and a mask that keeps attention inside a document.
+"""Packs several documents into a training sequence: positions restart, and a mask keeps attention inside a document.
 
-A document ends with its end-of-text token, which belongs to it. Sizes: B micro batch, T sequence.
+A document ends with its end-of-text token, which is part of it. Sizes: B micro batch, T sequence.
 """
 
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from scalegpt.architecture.packing import MASK_ALIGNED
 
 
 class Packing(NamedTuple):
-    """Where the documents of a micro batch lie.
+    """The positions and the mask of a micro batch of packed documents.
 
     Attributes:
         positions: int64 [B, T], counted from the start of each document.
-        mask: [B, 1, T, T] in the compute dtype: 0 where a token may attend to a token, else minus infinity. All blocks share
-            it. Torch's memory-efficient kernel copies a mask whose rows are not aligned, so they are.
+        mask: [B, 1, T, T] in the compute dtype: 0 where a token may attend to a token, else minus infinity. All blocks
+            share it. Its rows are aligned, since torch's memory-efficient kernel would copy a mask whose rows are not.
     """
 
     positions: Tensor
@@ -35,7 +35,7 @@ def pack(tokens: Tensor, end: int, dtype: torch.dtype) -> Packing:
 
 
 def _mask(first: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask [B, 1, T, T], from the place [B, T] at which the document of each token begins."""
+    """The mask [B, 1, T, T], from the position [B, T] at which the document of each token begins."""
     batch, length = first.shape
     row = -(-length // MASK_ALIGNED) * MASK_ALIGNED
     places = torch.arange(length, device=first.device)

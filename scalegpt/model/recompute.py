@@ -13,8 +13,9 @@ The selective policy keeps results that are expensive to compute. The result of 
 nothing in the block's backward pass needs it. :func:`scalegpt.architecture.recompute.kept_matmuls`, which the planner reads
 too, finds the matmuls whose results are kept from the description of the block in :mod:`scalegpt.architecture`.
 
-With dropout every operation that draws random numbers must run again in the same order, to draw the same masks. So attention,
-which draws a mask, is recomputed. And the result of the last matmul, which precedes the last mask, is kept.
+With dropout, every operation that draws random numbers must run again in the same order, to draw the same masks.
+Attention is therefore recomputed, since it draws a mask, and the result of the last matmul is kept, since the last mask
+is drawn after it.
 """
 
 from functools import partial
@@ -40,7 +41,7 @@ _ATTENTION = frozenset(
 
 
 class _KeepDearResults:
-    """The selective policy for one forward pass of a block and the recomputation of that pass; counts the matmuls in both.
+    """The selective policy for one forward pass of a block and its recomputation. It counts the matmuls in both.
 
     Args:
         matmuls: for each matmul of a block, in order, whether its result is kept.
@@ -69,10 +70,11 @@ def _selective_contexts(matmuls: tuple[bool, ...], *, with_dropout: bool) -> Any
 
 
 def apply_recompute(model: GPT, kind: str) -> None:
-    """Make every block of the model recompute as ``kind`` says; to be called before compiling and before sharding.
+    """Make every block of the model recompute as ``kind`` says. Call this before compiling and before sharding.
 
     Args:
-        model: the model, changed in place; with dropout, recomputation restores the state of the random number generators.
+        model: the model, which is changed in place. With dropout, recomputation restores the state of the random number
+            generators.
         kind: ``none``, ``selective`` or ``full``.
     """
     with_dropout = model.config.dropout > 0

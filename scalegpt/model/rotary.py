@@ -1,7 +1,7 @@
 """Rotary positions: pairs of numbers of each query and key are turned by angles that grow with the token's position.
 
-Number i of a head is paired with number i + R/2, as in the weights of Llama, Qwen and GPT-NeoX (Su et al. 2021,
-arXiv 2104.09864, with pairs of neighbours). The pair turns by position · θ^(-2i/R), with θ ``rope_theta``; only the first
+Number i of a head is paired with number i + R/2, as in the weights of Llama, Qwen and GPT-NeoX (Su et al. 2021, arXiv
+2104.09864, with pairs of neighbours). The pair turns by position · θ^(-2i/R), where θ is ``rope_theta``. Only the first
 R = ``rotary_width`` numbers of a head turn. ``rope_scaling`` changes the frequencies.
 
 Sizes: B micro batch, T sequence, h heads, D width of a head, R ``rotary_width``.
@@ -36,7 +36,7 @@ def frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
 
 def _scaled_as_llama3(plain: Tensor, scaling: RopeScaling) -> Tensor:
-    """Divide by ``factor`` where a turn takes long, leave it where a turn is short, and in between mix both."""
+    """Scale frequencies as Llama 3.1 does: divide low ones by ``factor``, keep high ones, and interpolate between."""
     length, low, high = scaling.original_block_size, scaling.low_freq_factor, scaling.high_freq_factor
     assert length is not None
     assert low is not None
@@ -47,7 +47,7 @@ def _scaled_as_llama3(plain: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _scaled_as_yarn(wavelengths: Tensor, scaling: RopeScaling, theta: float) -> Tensor:
-    """Divide the frequencies of late pairs by ``factor``, leave those of early pairs, and in between mix both linearly."""
+    """Scale frequencies as YaRN does: divide those of late pairs by ``factor``, keep early ones, interpolate between."""
     length, fast, slow = scaling.original_block_size, scaling.beta_fast, scaling.beta_slow
     assert length is not None
     assert fast is not None
@@ -67,8 +67,8 @@ def _scaled_as_yarn(wavelengths: Tensor, scaling: RopeScaling, theta: float) -> 
 class RotaryTable:
     """The cosines and sines of all positions up to ``block_size``, in fp32, which all blocks share.
 
-    The table follows from the configuration. So it is no part of the model's state: it is made on a device when it is first
-    needed there, after the model's parameters have been sharded, cast or moved in any way.
+    The table follows from the configuration, so it is not part of the model's state. It is made on a device when it is
+    first needed there, after the model's parameters have been sharded, cast or moved.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -90,7 +90,7 @@ class RotaryTable:
 
 
 class _Rotation(torch.autograd.Function):
-    """Turn heads forward, and their gradients backward; of both, autograd keeps nothing but the shared table."""
+    """Turn heads forward, and their gradients backward. Autograd keeps only the shared table."""
 
     @staticmethod
     def forward(heads: Tensor, turns: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class _Rotation(torch.autograd.Function):
 def rotate(heads: Tensor, turns: Tensor) -> Tensor:
     """Turn queries or keys [B, T, h, D] by ``turns`` [T, R] or [B, T, R], rows of a :class:`RotaryTable`.
 
-    The arithmetic is that of ``turns``, fp32; the result is contiguous, in the dtype of ``heads``.
+    The arithmetic is fp32, the dtype of ``turns``. The result is contiguous and has the dtype of ``heads``.
     """
     result: Tensor = _Rotation.apply(heads, turns)  # type: ignore[no-untyped-call]
     return result

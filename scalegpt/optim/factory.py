@@ -1,4 +1,4 @@
-"""Makes the optimizer that a run names."""
+"""Makes the optimizer of a run."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,8 +20,9 @@ Named = list[tuple[str, nn.Parameter]]
 def optimizer_factory(train: TrainConfig) -> OptimizerFactory:
     """The function that makes the run's optimizer from named parameters.
 
-    Weight decay is decoupled and on matrices only (embeddings are matrices; norms and biases are not). The parameter groups
-    are in the order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty groups are omitted.
+    Weight decay is decoupled, and applies to matrices only (embeddings are matrices; norms and biases are not). The
+    parameter groups are in the order of :attr:`~scalegpt.config.optimizers.OptimizerSpec.groups`; empty groups are
+    omitted.
 
     Args:
         train: the training settings; for ``muon`` the precision must be resolved, not ``auto``.
@@ -60,7 +61,7 @@ def _lion(train: TrainConfig, listed: Named) -> Optimizer:
 
 
 def _groups(train: TrainConfig, listed: Named) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices with weight decay, norms and biases without it; an empty group is omitted."""
+    """Two parameter groups: matrices with weight decay, and norms and biases without. An empty group is left out."""
     parameters = [parameter for _, parameter in listed]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": train.weight_decay},

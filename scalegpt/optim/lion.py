@@ -1,6 +1,6 @@
 """Lion (Chen et al. 2023, arXiv 2302.06675, program 1): the sign of an interpolated momentum.
 
-With learning rate γ, weight decay λ and decays β₁ and β₂, for the gradient g of a weight w with momentum m::
+The update of a weight w with gradient g and momentum m, for learning rate γ, weight decay λ and decays β₁ and β₂, is::
 
     u ← sign(β₁·m + (1 - β₁)·g),   w ← (1 - γ·λ)·w - γ·u,   m ← β₂·m + (1 - β₂)·g
 """
@@ -46,7 +46,7 @@ class Lion(Optimizer):
 
 
 def momentum_of(optimizer: Optimizer, parameter: Tensor, name: str) -> Tensor:
-    """A parameter's momentum, which is the state tensor ``name``; a missing one is created with zeros."""
+    """A parameter's momentum, the state tensor ``name``. If it is missing, it is created with zeros."""
     state = optimizer.state[parameter]
     if name not in state:
         state[name] = torch.zeros_like(parameter, requires_grad=False)

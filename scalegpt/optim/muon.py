@@ -1,13 +1,13 @@
 """Muon for the blocks' matrices, AdamW for everything else, as one optimizer.
 
-The update is that of ``torch.optim.Muon``, with which tests compare it. With momentum μ, learning rate γ, weight decay
-λ and the Newton-Schulz iteration NS, for the gradient G of a matrix W of m rows and n columns::
+The update is that of ``torch.optim.Muon``; tests compare the two. For a matrix W of m rows and n columns with gradient
+G and momentum M, decay of the momentum μ, learning rate γ, weight decay λ and the Newton-Schulz iteration NS it is::
 
     M ← μ·M + (1 - μ)·G,   U = NS(μ·M + (1 - μ)·G),   W ← (1 - γ·λ)·W - γ·√max(1, m/n)·U
 
-There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds (a limited
-number of matrices at a time). The iteration runs in the run's compute dtype (torch's runs in bf16, for which many
-processors have no instructions). With several ranks, one rank orthogonalises a matrix and sends the result to the others.
+There are three differences from torch's Muon. Matrices of one shape are orthogonalised together, in rounds of a limited
+number of matrices. The iteration runs in the run's compute dtype (torch's runs in bf16, for which many processors have
+no instructions). With several ranks, one rank orthogonalises a matrix and sends the result to the others.
 :mod:`scalegpt.planner.memory.newton_schulz` describes the iteration, the rounds, and what they cost in memory and time.
 """
 
@@ -37,7 +37,7 @@ EPSILON = 1e-7
 """Before the iteration a matrix is divided by its norm, or by this number if its norm is smaller."""
 
 _ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-"""torch's all-gather into one tensor, by its new name if torch has it: torch 2.13 warns about the old name."""
+"""Torch's all-gather into one tensor, under its new name if torch has it, since torch 2.13 warns about the old name."""
 
 Groups = list[dict[str, Any]]
 Shape = tuple[int, ...]
@@ -52,7 +52,7 @@ class Muon(Optimizer):
         muon: Muon's group: two-dimensional ``params``, whole or sharded by rows, with ``lr``, ``lr_ratio``,
             ``momentum`` and ``weight_decay``.
         others: AdamW's groups.
-        precision: the name of the dtype of the iteration, such as ``bf16``.
+        precision: the name of the dtype of the iteration, for example ``bf16``.
         adamw: AdamW's options.
     """
 
@@ -97,7 +97,7 @@ class Muon(Optimizer):
 
 
 def exchange_of(parameter: Tensor, precision: str) -> Exchange:
-    """How the ranks share the matrices, read from one of the matrices: whole on every rank, or cut over all ranks."""
+    """Find out from one of the matrices how the ranks share them: whole on every rank, or cut over all ranks."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     sharded = isinstance(parameter, DTensor) and any(
         isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
@@ -129,7 +129,7 @@ def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
 
 
 def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
-    """Orthogonalise k matrices that this rank holds whole; returns [k, m, n]."""
+    """Orthogonalise k matrices that this rank holds whole, and return them, [k, m, n]."""
     return orthogonalise(_stacked(matrices, (len(matrices), *shape), _wire(exchange)), DTYPES[exchange.precision])
 
 
@@ -151,8 +151,8 @@ def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Seque
 def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
     """Orthogonalise matrices of which each rank holds at most ⌈m / W⌉ rows.
 
-    Rank i mod W, the owner of matrix i, receives the matrix's rows, orthogonalises the matrix, and sends each rank that
-    rank's rows of the result.
+    Rank i mod W, the owner of matrix i, receives the matrix's rows, orthogonalises the matrix, and sends each rank its
+    rows of the result.
     """
     ranks = exchange.ranks
     order = sorted(range(len(parts)), key=lambda number: (number % ranks, number // ranks))
@@ -204,7 +204,10 @@ def _wire(exchange: Exchange) -> torch.dtype:
 
 
 def _stacked(parts: Sequence[Tensor], shape: Shape, dtype: torch.dtype) -> Tensor:
-    """One new tensor of this shape with a copy of each part; where a part has fewer rows, the rest stays uninitialised."""
+    """One new tensor of this shape with a copy of each part.
+
+    If a part has fewer rows, the other rows stay uninitialised.
+    """
     stack = parts[0].new_empty(shape, dtype=dtype)
     torch._foreach_copy_(
         [whole.narrow(0, 0, len(part)) for whole, part in zip(stack.unbind(0), parts, strict=True)], list(parts)

@@ -42,7 +42,7 @@ KNOWN = frozenset({"preset", _HF, _NAME}) | _MACHINE | _RUN
 
 
 def parts(request: str) -> Iterator[str]:
-    """Answer one request, part by part: what is quick comes first, so that a newer request can end the work.
+    """Answer one request, part by part. The quick parts come first, so that a newer request can end the work early.
 
     Args:
         request: JSON: an object of texts. It has ``preset``, or ``hf`` (the text of a Hugging Face ``config.json``) and
@@ -51,9 +51,9 @@ def parts(request: str) -> Iterator[str]:
 
     Yields:
         JSON objects, or an empty text while a part takes longer. ``html`` maps some of :data:`PARTS` to their HTML. The
-        first object also has ``title``; ``status``, a sentence; and ``used``, setting → the value that the plan has. Another
-        has ``json``, what ``scalegpt plan --json`` prints. If the request cannot be answered, the only object has ``error``,
-        one line, and ``field``, the key that it is about, or null.
+        first object also has ``title``; ``status``, a sentence; and ``used``, a map from each setting to the plan's
+        value. Another object has ``json``, which is what ``scalegpt plan --json`` prints. If the request cannot be
+        answered, the only object has ``error``, one line, and ``field``, the key that it is about, or null.
     """
     try:
         values = {key: str(value) for key, value in parse_json(request, _WHERE).items() if str(value).strip()}
@@ -75,9 +75,11 @@ def ask(values: Mapping[str, str]) -> Asked:
     if unknown is not None:
         raise InputError(f"unknown setting {shown(unknown)}{hint(unknown, KNOWN)}")
     if values.get("gpu", "").strip().lower() == CPU:
-        raise InputError("gpu cpu means the processor of the machine that plans, and this is a page; choose a GPU")
+        raise InputError(
+            "gpu cpu means the processor of the machine that plans, which this page cannot see; choose a GPU"
+        )
     if not values.keys() & {"gpu", "memory_gb"}:
-        raise InputError("gpu is not chosen; choose a card, or give memory_gb, the memory of one")
+        raise InputError("gpu is not chosen; choose a card, or give memory_gb, the memory of a card in GB")
     target = Target.of({key: values[key] for key in values if key in _MACHINE}, _WHERE, calibrated=False)
     if _HF not in values:
         return _asked(values, target, None)
@@ -161,7 +163,7 @@ def _title(given: Answer) -> str:
 
 
 def _figures(given: Answer) -> str:
-    """The figures that matter most, as a list of names, values and remarks."""
+    """The plan's main figures, as a list of names, values and remarks."""
     plan = given.choice
     usable = plan.machine.usable_bytes or 0
     shown = [("Memory on each GPU", gib(plan.total_bytes), f"of {gib(usable)}, {plan.total_bytes / usable:.0%}")]
@@ -179,7 +181,7 @@ def _figures(given: Answer) -> str:
 
 
 def _used(given: Answer) -> dict[str, str]:
-    """Setting → the value that the plan has, as text; the form shows it where the user gives nothing."""
+    """Map each setting to the plan's value, as text. The form shows it in fields that the user leaves empty."""
     plan, machine = given.choice, given.question.machine
     used = {key: value for section in SECTIONS for key, value in asdict(getattr(plan.run, section)).items()}
     used |= {"zero_stage": plan.run.parallel.stage, "tokens_per_step": plan.batch.tokens}
@@ -200,7 +202,7 @@ def _command(values: Mapping[str, str]) -> str:
 
 
 def _refusal(message: str) -> dict[str, Any]:
-    """An error as the page shows it: the message, and the key that it is about, whose name comes first in it."""
+    """An error as the page shows it: the message, and the key with which the message begins."""
     message = message.removeprefix(f"{_WHERE}: ")
     words = re.findall(r"[a-z0-9_]+", re.sub(r"'[^']*'", "", message))
     field = next((word for word in words if word in KNOWN), None)

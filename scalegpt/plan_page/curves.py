@@ -59,7 +59,7 @@ def _chart(given: Answer, curves: Curves, largest: str) -> str:
         Caption(
             "curves",
             "Total memory on each GPU over micro batch",
-            f"A line for each recompute setting, rising with the micro batch, against the card's limit of {gib(usable)}. "
+            f"One line for each recompute setting, rising with the micro batch, and the card's limit of {gib(usable)}. "
             f"{largest} The plan is marked: micro batch {plan.batch.micro_batch}, {gib(plan.total_bytes)}.",
         ),
         lines,
@@ -89,7 +89,7 @@ def _remark(given: Answer, plan: Plan) -> str:
 
 
 def _legend(given: Answer, curves: Curves) -> str:
-    """The chart's legend, with the meaning of each line."""
+    """The chart's legend, which names each line."""
     usable, margin, limit = given.choice.machine.usable_bytes or 0, given.question.margin, given.question.limit
     named = [(Line(_HUES[name], ()).style, f"recompute {name}") for name in curves]
     named.append(("limit", f"limit of the card, {gib(usable)}"))
@@ -110,7 +110,8 @@ def _table(given: Answer, curves: Curves) -> str:
         table.add(str(micro), *cells)
     return (
         f'{table.draw()}<p class="soft">Totals in GiB. Framed: this plan. ✗: does not fit. ~: fits only without the '
-        "safety margin. The largest micro batch needs no gradient accumulation, so no memory for accumulated gradients.</p>"
+        "safety margin. The largest micro batch needs no gradient accumulation, and therefore no memory for "
+        "accumulated gradients.</p>"
     )
 
 

@@ -52,7 +52,7 @@ _MOST_CHOICES = 8
 
 
 def index() -> str:
-    """The page as HTML, with the answer to :data:`FIRST` in it, so that it shows a plan while Python starts."""
+    """The page as HTML. It contains the answer to :data:`FIRST`, so that it shows a plan while Python starts."""
     html, title = _answered(FIRST)
     places = "".join(
         f'<section id="{part}" class="part">{html.get(part, "")}</section>' + _AFTER.get(part, "") for part in PARTS
@@ -76,7 +76,7 @@ def index() -> str:
 
 
 _AFTER = {"command": '<p class="after"><button type="button" id="copy-command">Copy command</button></p>'}
-"""Part → what stands below it; it stays when the part is replaced."""
+"""The name of a part → the HTML below it, which stays when the part is replaced."""
 
 
 def _answered(values: Mapping[str, str]) -> tuple[dict[str, str], str]:
@@ -140,7 +140,7 @@ def _cards() -> str:
     )
     control = (
         f'<input {_attributes("gpu", "a card of the catalogue, or a part of its name")} list="cards" value="{FIRST["gpu"]}" '
-        f'type="search" placeholder="such as H100 or 4090"/><datalist id="cards">{"".join(known)}</datalist>'
+        f'type="search" placeholder="for example H100 or 4090"/><datalist id="cards">{"".join(known)}</datalist>'
     )
     return _field("gpu", "Card", control)
 

@@ -193,7 +193,10 @@ def time_section(plan: Plan) -> str:
 
 
 def _slices(sums: Sequence[Sum], figures: Figures) -> list[Slice]:
-    """A bar's slices, one for each part of each cumulative sum; parts of the first sum are coloured, other parts grey."""
+    """A bar's slices, one for each part of each cumulative sum.
+
+    Parts of the first sum are coloured, all others grey.
+    """
     greys = cycle(GREYS)
     return [
         Slice(name, size, ", ".join(figures(size)), next(greys) if place else f"c{COLOURS[name]}")
@@ -235,7 +238,9 @@ def alternatives_section(given: Answer) -> str:
     for each in given.alternatives:
         total, speed = wording.total_and_speed(each.plan)
         table.add(f"<code>{command(each.differs)}</code>", escape(each.why_not), total, speed)
-    return section("Why not another", "<p>The best plan of each other kind, compared with this plan.</p>", table.draw())
+    return section(
+        "Why not another", "<p>For every other layout or setting, the best plan that uses it.</p>", table.draw()
+    )
 
 
 def notes_section(given: Answer, asked_by: str | None, written: date | None) -> str:

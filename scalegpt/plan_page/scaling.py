@@ -12,7 +12,7 @@ from scalegpt.planner.tables import Row
 from scalegpt.units import human_count
 
 _PLANNED, _RANGE, _EVEN = 1, 3, 4
-"""The hues of the lines: the plans, their low and high estimates, and a speed that grows as the number of GPUs does."""
+"""The colours of the lines: the plans, their low and high estimates, and a speed proportional to the number of GPUs."""
 
 
 def over_gpus(given: Answer, rows: list[Row]) -> str:
@@ -67,7 +67,7 @@ def _chart(given: Answer, plans: dict[int, Plan]) -> str:
 
 
 def _short(speed: float) -> str:
-    """A round number without decimals that say nothing: ``500k`` or ``2M``."""
+    """A round number without needless decimals: ``500k`` or ``2M``."""
     speed = float(f"{speed:.2g}")
     return f"{speed / 1e6:g}M" if speed >= 1e6 else f"{speed / 1e3:g}k" if speed >= 1e3 else f"{speed:g}"
 

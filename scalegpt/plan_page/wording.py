@@ -26,17 +26,20 @@ def model(run: RunConfig) -> str:
 
 
 def cards(machine: Machine) -> str:
-    """The number and name of the cards, such as ``8 × RTX 4090 in each of 2 machines``."""
+    """The number and name of the cards, for example ``8 × RTX 4090 in each of 2 machines``."""
     return f"{machine.gpus} × {machine.name or 'GPU'}{nodes(machine)}"
 
 
 def nodes(machine: Machine) -> str:
-    """The number of machines, such as `` in each of 2 machines``, to append to :func:`cards`; empty for one machine."""
+    """The number of machines, to append to :func:`cards`: for example `` in each of 2 machines``; empty for one machine."""
     return f" in each of {machine.nodes} machines" if machine.nodes > 1 else ""
 
 
 def layout(parallel: ParallelConfig, stage: str = "stage ") -> str:
-    """The backend, its ZeRO stage, and what is offloaded; the text ``stage`` precedes the number of the stage."""
+    """The backend, its ZeRO stage, and what is offloaded.
+
+    The argument ``stage`` is the text before the stage's number.
+    """
     offload = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
     return f"{parallel.label(stage)}{offload}"
 
@@ -58,7 +61,7 @@ def speed(plan: Plan) -> str:
 
 
 def likely(plan: Plan) -> str:
-    """The range of the tokens per second, such as ``38,000 to 51,000``."""
+    """The range of the tokens per second, for example ``38,000 to 51,000``."""
     low, high = (f"{float(f'{each:.2g}'):,.0f}" for each in plan.tokens_per_second_range)
     return f"{low} to {high}"
 
@@ -80,7 +83,7 @@ def total_and_speed(plan: Plan) -> tuple[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds as text: below two minutes to three significant digits, above as people say it.
+    """A time in seconds as text: to three significant digits below two minutes, in hours, days or years above.
 
     >>> [duration(each) for each in (0.0123, 1.5, 7200, 273600, 1e9)]
     ['12.3 ms', '1.5 s', '2 h 00 min', '3 d 4 h', '31.7 years']
@@ -99,7 +102,7 @@ class Phase(NamedTuple):
         name: the phase's name in words.
         figures: the peak with its unit; with a trace, the traced peak and the relative error too.
         size: the peak in bytes.
-        binds: whether this phase has the highest peak of the step, which decides how much memory is needed.
+        binds: whether this phase has the highest peak, and so decides how much memory the step needs.
     """
 
     name: str
@@ -131,7 +134,7 @@ class Sum(NamedTuple):
 def memory(plan: Plan) -> Iterator[Sum]:
     """The cumulative sums of a GPU's memory in bytes: the allocator's peak, reserved memory, the total.
 
-    The parts of the allocator's peak are kinds of tensors, such as gradients, sorted by size, the largest first.
+    The parts of the allocator's peak are kinds of tensors, for example gradients, the largest first.
     """
     inside = sorted(plan.prediction.breakdown.items(), key=lambda item: -item[1])
     outside = [(name, size) for name, size in plan.overheads.parts(plan.peak_bytes).items() if size]

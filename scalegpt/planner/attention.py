@@ -48,7 +48,7 @@ def counted_as(kernel: str) -> str:
 
 
 def unfit(kernel: str, run: RunConfig, card: Card | None = None) -> str | None:
-    """Why a kernel cannot train the run, as the end of a sentence that begins with "attention KERNEL"; None if it can.
+    """Why a kernel cannot train the run, in words that continue "attention KERNEL"; None if it can train the run.
 
     Args:
         kernel: ``flash``, ``mem_efficient``, ``cudnn`` or ``math``.
@@ -68,7 +68,7 @@ def _unfit_for_tensor_cores(run: RunConfig, card: Card | None) -> str | None:
     if run.train.precision == "fp32":
         return "computes in bf16 or fp16, not fp32"
     if card is not None and not card.has_flash:
-        return f"does not run on {card.name}, which has --attention mem_efficient"
+        return f"does not run on {card.name}; use --attention mem_efficient there"
     return None
 
 
@@ -93,7 +93,7 @@ def _unfit_for_cudnn(run: RunConfig, card: Card | None) -> str | None:
     if head > CUDNN_LARGEST_HEAD and not wide:
         return f"takes heads of at most {CUDNN_LARGEST_HEAD}, not {head}"
     if (16 * run.model.dropout) % 1:
-        return f"takes dropout in sixteenths, such as 0.125, not {run.model.dropout}"
+        return f"takes dropout in sixteenths, for example 0.125, not {run.model.dropout}"
     return None
 
 

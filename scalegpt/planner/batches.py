@@ -8,7 +8,7 @@ from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
 
 LARGEST_MICRO_BATCH = 65_536
-"""The largest micro batch that is considered, which bounds the search if the tokens per step are mistyped."""
+"""The largest micro batch that is considered. It bounds the search if the tokens per step are mistyped."""
 
 
 @dataclass(frozen=True)

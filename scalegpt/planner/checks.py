@@ -1,7 +1,7 @@
 """Checks that refuse settings which cannot work on a machine, before anything is computed.
 
-Each error says what is wrong and what would work. Settings that work on no machine, such as a stage that the backend does
-not have, are refused earlier, by :mod:`scalegpt.config`.
+Each error says what is wrong and what would work. :mod:`scalegpt.config` has already refused settings that work on no
+machine, for example a stage that the backend does not have.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,9 @@ INSTALL = "pip install 'scalegpt[deepspeed]'"
 
 
 def resolve_precision(wanted: str, card: Card | None, capability: str | None = None) -> str:
-    """The name of the compute dtype for ``wanted``: ``auto`` is bf16 on cards that have bf16, else fp16; on a CPU fp32.
+    """The name of the compute dtype for ``wanted``.
+
+    ``auto`` is bf16 on cards that have bf16, fp16 on other cards, and fp32 on a CPU.
 
     On a CPU whose rates are measured, :func:`~scalegpt.planner.precision.fastest_precision` chooses between fp32 and bf16.
 
@@ -46,7 +48,7 @@ def resolve_precision(wanted: str, card: Card | None, capability: str | None = N
 
 
 def is_installed(spec: BackendSpec) -> bool:
-    """Whether the package of a backend is installed; only DeepSpeed's, an optional extra, may be missing."""
+    """Whether the package of a backend is installed. Only DeepSpeed, an optional extra, may be missing."""
     return spec.package is None or find_spec(spec.package) is not None
 
 
@@ -71,11 +73,11 @@ def check_ranks(run: RunConfig, ranks: int, *, stage_fixed: bool = False) -> str
     Args:
         run: the run.
         ranks: data-parallel ranks W.
-        stage_fixed: whether the user asked for the ZeRO stage. Sharding over one rank is then an error; if the preset asks
-            for it, only a remark.
+        stage_fixed: whether the user asked for the ZeRO stage. If so, sharding over one rank is an error; if a preset
+            asked for it, there is only a remark.
 
     Returns:
-        A remark if the layout shards over one rank, which works but saves nothing; else None.
+        A remark if the layout shards over one rank, which saves no memory; else None.
 
     Raises:
         InputError: the backend cannot train on several ranks, or the user asked for sharding over one rank.
@@ -116,10 +118,10 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
 
 
 def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfig:
-    """The run with the vocabulary size that it will have once its data are read, as far as that can be known before.
+    """The run with the vocabulary size that it will probably have when its data are read.
 
-    A vocabulary size that the user gives is kept. Else all tokenizers but ``gpt2`` replace the preset's size. For ``char``
-    the true size depends on the text, so the size of ``byte`` is assumed.
+    A vocabulary size that the user gives is kept. Otherwise every tokenizer except ``gpt2`` replaces the preset's size.
+    For ``char`` the size depends on the text, so the size of ``byte`` is assumed.
 
     Args:
         run: the run; a vocabulary size of 0 means that the tokenizer decides.
@@ -144,7 +146,7 @@ def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfi
 
 
 def vocabulary_remark(run: RunConfig) -> str | None:
-    """A remark if the model's vocabulary is smaller than the tokenizer's, so that training may refuse text; else None.
+    """A remark if the model's vocabulary is smaller than the tokenizer's, since training may then refuse text; else None.
 
     A file with more ids than a given vocabulary is refused by :func:`with_expected_vocabulary`, even if no text needs them.
     """

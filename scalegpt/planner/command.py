@@ -1,4 +1,4 @@
-"""The command line that starts training as a plan says, with this installation, ready to be pasted into a shell."""
+"""The command line that starts the training of a plan with this installation, ready to be pasted into a shell."""
 
 import shlex
 from collections.abc import Collection
@@ -13,7 +13,7 @@ from scalegpt.planner.plan import Plan
 from scalegpt.system.invocation import train_command
 
 DECIDED = ("backend", "zero_stage", "micro_batch", "tokens_per_step", "precision", "recompute", "loss")
-"""Settings that the command always names, so that it trains what was planned even if the preset changes later."""
+"""Settings that the command always names, so that it trains the plan even if the preset changes later."""
 
 DATA, PREPARED = "your_text.txt", "your_prepared_folder"
 """Placeholders for ``--input_file`` if none is given. The second is for prepared data, used if the tokenizer has more tokens
@@ -21,12 +21,13 @@ than the model's vocabulary."""
 
 
 def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: Collection[str] = ()) -> str:
-    """The command line that starts training as a plan says.
+    """The command line that starts the training of a plan.
 
     Args:
         plan: the plan.
         base: the run as the preset or the file defines it, without flags.
-        source: the flag that names the preset or the file, such as ``("--preset", "tiny")``; empty: there is neither.
+        source: the flag that names the preset or the file, for example ``("--preset", "tiny")``; empty: there is
+            neither.
         given: names of the settings that flags gave.
     """
     words = list(source)
@@ -56,7 +57,7 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
 
 
 def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """Flags for the settings of :data:`LENGTHS`, which say how long a run trains; empty if all are as in preset or file."""
+    """Flags for the settings of :data:`LENGTHS`, the length of the run; empty if none differs from preset or file."""
     lengths = {key: getattr(ours, key) for key in LENGTHS}
     if all(value == getattr(theirs, key) for key, value in lengths.items()):
         return []

@@ -28,7 +28,7 @@ def length_notes(train: TrainConfig, tokens: int, given: Iterable[str]) -> Itera
         shorter = min(LENGTHS, key=lambda key: limits[key])
         longer = next(key for key in LENGTHS if key != shorter)
         yield (
-            f"the run ends after {limits[shorter]:,} steps: of max_iters {train.max_iters:,} and max_tokens "
+            f"the run ends after {limits[shorter]:,} steps, the shorter of max_iters {train.max_iters:,} and max_tokens "
             f"{train.max_tokens:,} the shorter counts; --{shorter} none trains for {limits[longer]:,} steps"
         )
     elif train.max_minutes is not None and not set(given) & set(LENGTHS):
@@ -39,7 +39,7 @@ def length_notes(train: TrainConfig, tokens: int, given: Iterable[str]) -> Itera
 
 
 def _limits(train: TrainConfig, tokens: int) -> dict[str, int]:
-    """Setting (``max_iters``, ``max_tokens``) → the optimizer steps that it allows; a setting without a value is absent."""
+    """Setting (``max_iters``, ``max_tokens``) → the optimizer steps that it allows; settings without a value are left out."""
     limits = {}
     if train.max_iters is not None:
         limits["max_iters"] = train.max_iters

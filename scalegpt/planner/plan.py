@@ -75,7 +75,8 @@ class Plan:
     def copy_fits(self) -> bool:
         """Whether host memory can hold the checkpoint copy beside offloaded tensors.
 
-        It is true if the size of host memory is not known, and on a CPU, where :attr:`total_bytes` counts the copy.
+        It is true if the size of host memory is not known. It is also true on a CPU, where :attr:`total_bytes` counts
+        the copy.
         """
         there = self.machine.host_bytes
         needed = self.host_bytes + self.checkpoint_copy_bytes + HOST_PROCESS
@@ -120,7 +121,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step at the rates of the machine's card; of :data:`STAND_IN` if no card is named."""
+        """Seconds of a step at the rates of the machine's card, or of :data:`STAND_IN` if no card is named."""
         return self.time.seconds
 
     @property
@@ -130,7 +131,7 @@ class Plan:
 
     @property
     def tokens_per_second_range(self) -> tuple[float, float]:
-        """The tokens per second, over all ranks, between which the real ones are likely to lie; see :func:`speed_range`."""
+        """The lowest and highest likely tokens per second over all ranks; see :func:`speed_range`."""
         low, high = speed_range(self.machine.card or find_card(STAND_IN), measured=self.is_measured)
         return low * self.tokens_per_second, high * self.tokens_per_second
 
@@ -175,7 +176,7 @@ class Plan:
         }
 
     def as_choice(self, command: str) -> dict[str, Any]:
-        """The plan as ``scalegpt plan --json`` prints it."""
+        """The plan in the form that ``scalegpt plan --json`` prints."""
         train, parallel = self.run.train, self.run.parallel
         return {
             "fits": None if self.fits is None else self.fits and self.fits_host,
@@ -203,12 +204,12 @@ def host_needed(machine: Machine, host_bytes: int) -> int:
 
 
 def host_words(plan: Plan) -> str:
-    """Words that say how much host memory each machine needs for offload, and how much it has; empty without offload."""
+    """How much host memory each machine needs for offload, and how much it has, in words; empty without offload."""
     if not plan.host_needed:
         return ""
     there = plan.machine.host_bytes
     if there is None:
-        return f"{gib(plan.host_needed)} of host memory in each machine, of an unknown amount available"
+        return f"{gib(plan.host_needed)} of host memory in each machine, whose size is not known"
     source = {ASSUMED: "assumed", GIVEN: "given"}.get(plan.machine.host_source or "", "available")
     return f"{gib(plan.host_needed)} of host memory in each machine, of {gib(there)} {source}"
 
@@ -280,7 +281,7 @@ class Estimator:
         return self._rates[precision]
 
     def overheads(self, run: RunConfig, ranks: int) -> Overheads:
-        """The memory of one rank outside the step's tensors, such as fragmentation and the CUDA context."""
+        """The memory of one rank outside the step's tensors, for example fragmentation and the CUDA context."""
         if not self.machine.is_gpu:
             return ProcessOverheads.of_process(run, ranks, keeps_freed_memory=self.machine.keeps_freed_memory)
         key = run.parallel.backend, ranks
@@ -311,7 +312,7 @@ def make_plan(run: RunConfig, machine: Machine, batch: BatchPlan, calibration: C
         calibration: measurements that correct the overheads (memory outside the step's tensors); None: no correction.
 
     Raises:
-        InputError: a setting that the prediction needs is open, or DeepSpeed's configuration does not suit the run.
+        InputError: a setting that the prediction needs is still open, or DeepSpeed's configuration contradicts the run.
     """
     run = replace(run, train=run.train.changed(micro_batch=batch.micro_batch, tokens_per_step=batch.tokens))
     return Estimator(machine, calibration).plan(run, batch)

@@ -12,16 +12,16 @@ from scalegpt.planner.time.step_time import micro_step_seconds
 from scalegpt.planner.time.work import count_work
 
 GAIN = 1.1
-"""The least speedup for which bf16 is chosen: fp32 needs no choice, and computes more exactly."""
+"""bf16 is chosen if it is at least this many times as fast as fp32, which computes more exactly."""
 
 
 def fastest_precision(run: RunConfig, machine: Machine) -> str:
-    """``bf16`` if, by the machine's measured rates, a micro batch takes :data:`GAIN` times as long in fp32; else ``fp32``.
+    """``bf16`` if it is at least :data:`GAIN` times as fast by the machine's measured rates, else ``fp32``.
 
-    It is ``fp32`` too if the rates are not measured. Planner and trainer both ask here, so that they agree.
+    If the rates are not measured it is ``fp32``. Planner and trainer both call this function, so they agree.
 
     Args:
-        run: the run; its precision does not matter. Its vocabulary is known, at least as expected.
+        run: the run, with its vocabulary or the one that is expected. Its precision does not matter.
         machine: a machine without GPU.
     """
     if machine.measured is None or machine.card is None:

@@ -1,7 +1,7 @@
-"""One question to the planner and its answer, for one run on one machine; :mod:`scalegpt.planner.tables` asks many.
+"""One question to the planner and its answer, for one run on one machine. :mod:`scalegpt.planner.tables` asks several.
 
-The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer uses the same two classes. If
-a machine's memory is not known, the planner chooses nothing: it predicts the run with the settings that the run has.
+The command line reads flags into an :class:`Asked` and prints an :class:`Answer`; the trainer uses the same two
+classes. If a machine's memory is not known, the planner chooses nothing and predicts the run with its own settings.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Asked:
 
     Attributes:
         run: the run with all settings that were given. The planner may choose the settings that are ``auto`` or not given.
-        source: where the settings come from that no flag gives.
+        source: the source of all settings that no flag gives.
         named: names of the settings that the source and the flags give.
         fixed: names of the settings that must stay as they are.
         machine: the machine to plan for.
@@ -74,12 +74,12 @@ class Asked:
         margin: float = MARGIN,
         given_in: str = "command line",
     ) -> "Asked":
-        """The question of a preset, a file or a Hugging Face model, with flags over it.
+        """Make the question for a preset, a file or a Hugging Face model, overridden by flags.
 
         ``given_in`` says in errors where the flags come from; the other arguments are those of :func:`source_of`.
 
         Raises:
-            InputError: an unknown name, or settings that contradict each other.
+            InputError: a name is unknown, or settings contradict each other.
         """
         if hf is None and flags.get("init_from") is not None:  # the run starts from a folder, and has its shape
             hf = folder_to_start_from(flags["init_from"])
@@ -103,10 +103,10 @@ class Asked:
         )
 
     def question(self) -> tuple[Question, tuple[str, ...]]:
-        """The question for the search, and one-line remarks; all checks that need no search have then passed.
+        """The question for the search, and one-line remarks. All checks that need no search are made here.
 
         Raises:
-            InputError: the fixed settings cannot work on this machine.
+            InputError: the fixed settings do not work on this machine.
         """
         machine, notes = self.machine, list[str]()
         run = replace(self.run, auto=frozenset())
@@ -145,12 +145,12 @@ def machine_notes(machine: Machine) -> Iterator[str]:
 
 
 def host_notes(*plans: Plan | None) -> Iterator[str]:
-    """At most one remark: how much host memory was assumed for the plans that offload; none if no plan does."""
+    """At most one remark: how much host memory was assumed, if a plan offloads."""
     known = [plan.machine for plan in plans if plan is not None and plan.host_bytes]
     sizes = {machine.host_bytes for machine in known if machine.host_source == ASSUMED and machine.host_bytes}
     if not sizes:
         return
-    how = f"{HOST_PER_CARD} times its cards' memory, {HOST_LEAST / GB:.0f} GB at least and {HOST_MOST / GB:,.0f} GB at most"
+    how = f"{HOST_PER_CARD} times its cards' memory, from {HOST_LEAST / GB:.0f} GB to {HOST_MOST / GB:,.0f} GB"
     said = f"{min(sizes) / GB:,.0f} GB of host memory ({how})" if len(sizes) == 1 else f"{how} of host memory"
     yield f"for offload, each machine is assumed to have {said}; --host_memory_gb gives the true one"
 
@@ -166,10 +166,10 @@ class Answer:
 
     Attributes:
         asked: the question as the user asked it.
-        question: the question as the search received it.
+        question: the question that the search received.
         choice: the chosen plan; if none fits, the plan that lacks least memory.
         notes: remarks, a line each.
-        alternatives: other plans, and why each was not chosen.
+        alternatives: other plans, each with the reason why it was not chosen.
         remedies: if no plan fits, changes that would make the run fit.
         trace: phase → bytes that a trace of the step measured; None where no trace was asked for.
     """
@@ -183,12 +183,12 @@ class Answer:
     trace: dict[str, int] | None = None
 
     def command(self, plan: Plan | None = None) -> str:
-        """The command line that trains as ``plan`` says, a plan for the same run; None: the chosen plan."""
+        """The command line that trains ``plan``, a plan for the same run; None: the chosen plan."""
         source = self.asked.source
         return launch_command(plan or self.choice, source.trained, source.train_words, self.asked.fixed)
 
     def as_dict(self) -> Values:
-        """The answer as ``--json`` prints it."""
+        """The answer in the form that ``--json`` prints."""
         choice = self.plan_as_dict(self.choice)
         if self.trace is not None:
             choice["trace"] = {"peak_bytes": max(self.trace.values()), "phases": self.trace}
@@ -212,18 +212,18 @@ class Answer:
         }
 
     def plan_as_dict(self, plan: Plan) -> Values:
-        """A plan for the same run, with its command line, as ``--json`` prints it."""
+        """A plan for the same run, with its command line, in the form that ``--json`` prints."""
         return plan.as_choice(self.command(plan))
 
 
 def model_as_dict(run: RunConfig) -> Values:
-    """A model's name, number of parameters and shape, as ``--json`` prints them."""
+    """A model's name, number of parameters and shape, in the form that ``--json`` prints."""
     shape = asdict(run.model)
     return {"name": run.name, "parameters": count_parameters(run.model).total, **shape}
 
 
 def machine_as_dict(machine: Machine) -> Values:
-    """A machine as ``--json`` prints it."""
+    """A machine in the form that ``--json`` prints."""
     return {
         "name": machine.name,
         "usable_bytes": machine.usable_bytes,
@@ -242,7 +242,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
         explain: whether to find alternatives and remedies, as :func:`explained` does.
 
     Raises:
-        InputError: the fixed settings cannot work.
+        InputError: the fixed settings do not work on the machine.
     """
     question, notes = asked.question()
     if question.machine.usable_bytes is None or not question.open:
@@ -255,7 +255,7 @@ def answer(asked: Asked, *, explain: bool = True) -> Answer:
 
 
 def explained(given: Answer) -> Answer:
-    """The answer with its alternatives, or if no plan fits, with its remedies; each of them takes a search of its own."""
+    """Add the alternatives to the answer, or the remedies if no plan fits. Each of them takes another search."""
     question, plan = given.question, given.choice
     if question.machine.usable_bytes is None:
         return given
@@ -272,7 +272,7 @@ def _package(plan: Plan) -> Iterator[str]:
 
 
 def _as_it_stands(question: Question, notes: tuple[str, ...]) -> tuple[Plan, tuple[str, ...]]:
-    """The plan for the run's settings as they are, without a search, and ``notes`` with further remarks."""
+    """The plan for the run's own settings, without a search, and ``notes`` with further remarks."""
     run, machine = question.run, question.machine
     batch = plan_batches(run, machine.ranks, micro_fixed="micro_batch" not in question.open)
     plan, gave_way = fixed_in_room(question, batch)

@@ -1,4 +1,4 @@
-"""Where the settings of a planned run come from, before flags: a preset, a file, a Hugging Face model, or the defaults."""
+"""The source of a planned run's settings, before flags: a preset, a file, a Hugging Face model, or the defaults."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -23,31 +23,34 @@ SHAPE = frozenset({"n_layer", "n_embd", "n_head", "block_size", "vocab_size"})
 LONGEST_BLOCK = 8192
 """The longest block, in tokens, with which a Hugging Face model is planned if no block is asked for.
 
-A model that can read 131,072 tokens was pretrained with fewer, and one sequence of that length fits few cards.
+A model that can read 131,072 tokens was mostly trained with shorter blocks, and few cards can train on so long a
+sequence.
 """
 
 
 FREE = ("block_size", "vocab_size", "dropout")
-"""Settings of the model in which a run may differ from the model that it starts from (``init_from``): other rows of the
-vocabulary, and no tensor or fewer rows."""
+"""Model settings in which a run may differ from the model in ``init_from``: they change the rows of the vocabulary, no
+tensor, or the number of positions.
+"""
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where settings come from, before flags.
+    """The source of settings, before flags.
 
     Attributes:
         given: the arguments of :func:`~scalegpt.config.presets.resolve` that name the source.
         run: the run as the source defines it.
-        words: the words of ``scalegpt plan`` that name the source, such as ``("--preset", "tiny")``; empty: the defaults.
+        words: the words of ``scalegpt plan`` that name the source, for example ``("--preset", "tiny")``; empty: the
+            defaults.
         train_words: the words of the trainer's command line that name the source.
-        trained: the run that ``train_words`` alone train; the command names all settings that differ from it.
+        trained: the run that ``train_words`` alone describe; the command names all settings that differ from it.
         stated: the names of the settings that the source gives.
         flags: settings that follow from the source and the flags, as if the user had given them.
         remarks: one-line remarks on the source.
-        foreign: the model with a tokenizer of its own that is not at hand; None: there is none.
+        foreign: the model, if its own tokenizer is not available; else None.
     """
 
     given: Values
@@ -63,8 +66,8 @@ class Source:
     def resolved(self, flags: Values, given_in: str) -> RunConfig:
         """The run that the source and flags describe.
 
-        If flags give no backend, but a ZeRO stage or an offload that the source's backend does not support, the run has
-        another backend, and the planner may choose a third.
+        If flags give a ZeRO stage or an offload that the source's backend does not support, but no backend, the run
+        gets another backend, and the planner may choose the backend.
 
         Raises:
             InputError: no backend supports the flags.
@@ -90,7 +93,8 @@ class Source:
             yield f"the command trains with GPT-2's tokenizer, not with that of {self.foreign}; --tokenizer FOLDER names it"
         if "block_size" in self.flags:
             yield (
-                f"planned for blocks of {self.flags['block_size']:,} tokens, of the {self.run.model.block_size:,} that the "
+                f"planned for blocks of {self.flags['block_size']:,} tokens, out of the "
+                f"{self.run.model.block_size:,} that the "
                 "model can read; --block_size sets another length"
             )
         if self.words:
@@ -99,7 +103,7 @@ class Source:
             yield "no preset, no file and no shape is given: the model is the trainer's default"
         else:
             rest = ", ".join(sorted(SHAPE.difference(fixed))) or "the rest"
-            yield f"no preset is given: the trainer's defaults hold for {rest}"
+            yield f"no preset is given: the trainer's defaults are used for {rest}"
 
 
 def source_of(*, preset: str | None, config_file: str | None, hf: str | None = None, flags: Values) -> Source:
@@ -109,10 +113,11 @@ def source_of(*, preset: str | None, config_file: str | None, hf: str | None = N
         preset: the name of a preset.
         config_file: the path of a configuration file.
         hf: the path of a folder with a Hugging Face model, or of its ``config.json``.
-        flags: the settings that the user gives over the source. A Hugging Face model is read for their ``block_size``.
+        flags: the settings that the user gives over the source. A Hugging Face model is read with their ``block_size``.
 
     Raises:
-        InputError: more than one is given, a name is unknown, or a file cannot be read or expressed.
+        InputError: more than one source is given, a name is unknown, a file cannot be read, or ScaleGPT cannot express
+            the model.
     """
     named = {"--preset": preset, "--config_file": config_file, "--hf": hf}
     given = {flag: value for flag, value in named.items() if value is not None}
@@ -132,7 +137,7 @@ def _source(given: Values, words: tuple[str, ...], stated: frozenset[str]) -> So
 
 
 def folder_to_start_from(init_from: str) -> str:
-    """The Hugging Face folder that ``init_from`` names, whose shape is planned.
+    """The Hugging Face folder that ``init_from`` names. The plan uses its shape.
 
     Raises:
         InputError: it names something else.
@@ -141,7 +146,8 @@ def folder_to_start_from(init_from: str) -> str:
 
     if not is_hugging_face(Path(init_from)):
         raise InputError(
-            f"init_from {init_from} is no Hugging Face folder, whose shape is planned; for a run give --config_file "
+            f"init_from {init_from} is not a Hugging Face folder, from which the plan takes its shape; for a run "
+            "give --config_file "
             f"{init_from}/config.yaml"
         )
     return init_from

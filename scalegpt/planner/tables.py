@@ -25,7 +25,7 @@ class Row:
     Attributes:
         name: the name of the preset or of the card.
         asked: the question.
-        given: the planner's answer; None if the settings cannot work on the machine.
+        given: the planner's answer; None if the settings do not work on the machine.
         why_not: the error message if there is no answer; else None.
         fits_without_offload: whether a plan without offload fits too; False if the chosen plan does not offload.
     """
@@ -57,7 +57,7 @@ class Row:
         return self.plan is not None and self.plan.run.parallel.offload != "none"
 
     def as_dict(self) -> Values:
-        """The row as ``--json`` prints it."""
+        """The row in the form that ``--json`` prints."""
         return {
             "name": self.name,
             "model": model_as_dict(self.run),
@@ -94,18 +94,18 @@ def over_presets(
 
 
 def over_cards(asked: Asked) -> list[Row]:
-    """A row for every card of the catalogue, each with as many cards as ``asked`` has; the smallest memory first."""
+    """A row for every card of the catalogue, with the number of cards in ``asked``. The smallest memory comes first."""
     machine = asked.machine
     cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
     return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
 
 
 MOST_IN_A_MACHINE, MOST_MACHINES = 8, 8
-"""The numbers of cards in a machine and of machines up to which :func:`over_counts` goes, unless more are asked for."""
+"""The largest numbers of cards in a machine, and of machines, in :func:`over_counts`, unless more are asked for."""
 
 
 def over_counts(asked: Asked) -> Iterator[Row]:
-    """A row for each of several numbers of cards, the fewest first; a row is named by its number of cards.
+    """A row for each of several numbers of cards, the fewest first. The name of a row is its number of cards.
 
     The numbers are powers of two up to twice the number that is asked for, in one machine and then in full machines. If the
     run does not say its tokens per step, they grow with the number of cards.
@@ -143,7 +143,10 @@ def largest(rows: list[Row], *, without_offload: bool = False) -> Row | None:
 
 
 def presets_as_dict(machine: Machine, rows: list[Row]) -> Values:
-    """The table of presets as ``--json`` prints it; its top level describes the largest preset that fits, else the first."""
+    """The table of presets in the form that ``--json`` prints.
+
+    Its top level describes the largest preset that fits, else the first.
+    """
     best = largest(rows)
     return {
         **(best or rows[0]).as_dict(),

@@ -14,7 +14,7 @@ from scalegpt.planner.time.calibration import Calibration
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The target that plans are made for.
+    """The target for which plans are made.
 
     Attributes:
         machine: the machine: its cards and its host.
@@ -30,17 +30,17 @@ class Target:
     def of(
         cls, values: Mapping[str, Any], where: str, *, calibrated: bool = True, or_processor: bool = False
     ) -> "Target":
-        """The target that settings describe; if they name neither a card nor a memory size, the GPUs at hand.
+        """The target that settings describe; if they name neither a card nor a memory size, this machine's GPUs.
 
         Args:
             values: settings of :class:`~scalegpt.config.machine.MachineConfig`, by name.
             where: the name of the settings' source in error messages.
             calibrated: whether to read the measurements of earlier runs.
-            or_processor: whether to plan for the CPU at hand if no GPU is found. If false, the machine's memory is then
+            or_processor: whether to plan for this machine's CPU if no GPU is found. If false, the memory is then
                 unknown.
 
         Raises:
-            InputError: an unknown card, counts that contradict each other, or several cards or machines without a GPU.
+            InputError: a card is unknown, counts contradict each other, or several cards or machines have no GPU.
         """
         settings, remarks = read_counts(MachineConfig.from_mapping(dict(values), where), values)
         measured = calibration.load() if calibrated else Calibration()
@@ -53,7 +53,7 @@ class Target:
 
 
 def _machine(settings: MachineConfig, torch: str | None) -> Machine:
-    """The machine that the settings describe, or the one at hand; its CPU is planned for only if ``gpu`` asks for it."""
+    """The machine that the settings describe, or this machine. Its CPU is used only if ``gpu`` asks for it."""
     if not settings.at_hand:
         return Machine.of(settings, torch=torch)
     from scalegpt.hardware import detect  # imported here: if a card is named, the machine at hand is not examined
@@ -67,7 +67,7 @@ def _machine(settings: MachineConfig, torch: str | None) -> Machine:
 
 
 def _processor(settings: MachineConfig) -> Machine:
-    """The CPU at hand as a machine to plan for.
+    """This machine's CPU as a machine for which to plan.
 
     Raises:
         InputError: the settings ask for a number of GPUs or for several machines.

@@ -1,7 +1,7 @@
-"""Short training steps of small models, each of which spends its time on another kind of work, and the time they take.
+"""Times short training steps of small models. Each model spends most of its time on a different kind of work.
 
-The probes run the trainer's own backend and model. So their time has everything that a step's time has, and the planner's
-count of their work (:class:`~scalegpt.planner.time.step_time.StepWork`) is the count that plans use.
+The probes run the trainer's own backend and model, so their time contains all that the time of a real step contains.
+The planner counts their work (:class:`~scalegpt.planner.time.step_time.StepWork`) as it counts the work of a plan.
 """
 
 import statistics
@@ -28,7 +28,7 @@ SHAPES: Mapping[str, tuple[int, int, int, int, int, int]] = {
     "vocabulary": (1, 192, 3, 256, 32768, 2),
     "attention": (1, 128, 2, 1024, 64, 1),
 }
-"""What a probe is about → its layers, width, heads, block size, vocabulary and micro batch."""
+"""The kind of work that a probe measures → its layers, width, heads, block size, vocabulary and micro batch."""
 
 FEWER = {"narrow": (4, 128, 4, 128, 257, 6), "middle": (1, 192, 3, 256, 257, 2), "wide": (1, 512, 8, 256, 64, 1),
          "many tokens": (1, 384, 6, 256, 64, 2), "vocabulary": (1, 192, 3, 256, 4096, 4)}  # fmt: skip
@@ -67,7 +67,7 @@ def work_of(run: RunConfig) -> StepTotals:
 
 
 def clock() -> float:
-    """A clock in seconds. With one thread it counts the processor's seconds, which other processes hardly prolong."""
+    """Read a clock in seconds. With one thread it counts processor time, which other processes hardly affect."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -104,6 +104,9 @@ class Probe:
         return end - start
 
     def timed(self) -> Timed:
-        """The work of a step, and the time of the steps so far; the first one selects kernels and counts only if alone."""
+        """The work of a step, and the times of the steps so far.
+
+        The first step also selects kernels, so its time is used only if there is no other.
+        """
         passes, updates = self.passes[1:] or self.passes, self.updates[1:] or self.updates
         return Timed(work_of(self.run), min(passes), min(updates), statistics.median(passes))

@@ -1,8 +1,8 @@
-"""Measures the rates of this machine's processor: the rates by which the planner's time model gives the probes' times.
+"""Measures this machine's processor: the rates with which the planner's time model best predicts the probes' times.
 
-The time of a forward and backward pass is a sum over kinds of work, each of which takes (amount of work) / (its rate). The
-amounts are known, the times are measured, and non-negative least squares give the rates. So effects that the planner does not
-count, such as those of caches, are part of the rates.
+The time of a forward and backward pass is a sum over kinds of work. Each kind takes (amount of work) / (rate). The
+amounts are known, the times are measured, and non-negative least squares give the rates. The rates therefore include
+effects that the planner does not model, for example those of caches.
 """
 
 import itertools
@@ -24,27 +24,30 @@ from scalegpt.speed.probes import SHAPES, Probe, Timed, clock
 from scalegpt.text import one_line
 
 SECONDS = 1.5
-"""Seconds after which no further round of one dtype's probes begins; twice as many after the first round."""
+"""No further round of a dtype's probes begins after this many seconds.
+
+Only the second round may begin later, up to twice this time.
+"""
 
 LEAST_ROUNDS, MOST_ROUNDS = 2, 8
 
 SLOW = 3.0
-"""A dtype in which a probe takes this many times as long as in fp32 is measured with fewer tokens."""
+"""A dtype is measured with fewer tokens if a probe takes at least this many times as long in it as in fp32."""
 
 COMPARED = "narrow"
-"""The probe by which a dtype is found to be slow."""
+"""The probe that is timed to find out whether a dtype is slow."""
 
 DISTURBED = 1.3
-"""A machine was not idle if, over all probes, the median time of a pass is this many times the least time."""
+"""The machine was busy if the median times of the probes' passes add up to this many times their least times."""
 
 LONGEST = 180
 """Seconds after which measuring is given up."""
 
 TRUST = 0.1
-"""The weight of a rate that another dtype has, beside the probes' 1."""
+"""The weight of the other dtype's rates in the fit; each probe has weight 1."""
 
 LEAST = 1e-18
-"""The least seconds of a unit of work: a kind of work that takes no measurable time counts as that fast."""
+"""The least seconds of a unit of work, for kinds of work that take no measurable time."""
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID")
 """Environment variables that make a process a rank of a job."""
@@ -57,7 +60,7 @@ class Measurement:
     Attributes:
         measured: its rates.
         seconds: how long measuring took.
-        problem: why the rates could not be kept for later plans and runs; None: they were kept.
+        problem: why the rates could not be stored for later plans and runs; None: they were stored.
     """
 
     measured: Measured
@@ -65,14 +68,14 @@ class Measurement:
     problem: str | None
 
     def line(self) -> str:
-        """One line for the user."""
-        where = "kept for later plans and runs" if self.problem is None else f"not kept ({self.problem})"
+        """Say in one line how long measuring took, and whether the rates were stored."""
+        where = "stored for later plans and runs" if self.problem is None else f"not stored ({self.problem})"
         busy = "" if self.measured.quiet else "; the machine was busy, so a later run measures again"
         return f"the processor's rates were measured in {self.seconds:.1f} s, and are {where}{busy}"
 
 
 def measure_if_needed() -> Measurement | None:
-    """Measure the processor, unless its rates are kept; None if they are.
+    """Measure the processor and store its rates, unless they are stored already; then return None.
 
     Rates that were measured on a busy machine are measured again when it is idle.
 
@@ -86,9 +89,9 @@ def measure_if_needed() -> Measurement | None:
 
 
 def measure_and_keep() -> Measurement:
-    """Measure the processor in a process of its own, and keep its rates for later plans and runs.
+    """Measure the processor in a process of its own, and store its rates for later plans and runs.
 
-    In this process, the memory of the probes would count as the run's.
+    The separate process keeps the memory of the probes out of the run's measured memory.
 
     Raises:
         RunError: the process failed, for example for lack of memory.
@@ -113,13 +116,13 @@ def measure_and_keep() -> Measurement:
 
 
 def main() -> None:
-    """Measure the processor as a process that trains alone uses it, and print its rates as JSON."""
+    """Measure the processor with the threads of a run on one process, and print its rates as JSON."""
     World.join("cpu")
     print(json.dumps(asdict(measure())))
 
 
 def measure() -> Measured:
-    """Measure the processor in fp32 and bf16, with torch's present number of threads."""
+    """Measure the processor in fp32 and bf16, with torch's current number of threads."""
     idle = torch.get_num_threads() == 1 or not is_busy()
     fp32, few = timed("fp32"), {precision: _few_tokens(precision) for precision in MEASURED}
     bf16 = timed("bf16", fewer=few["bf16"] > SLOW * few["fp32"])
@@ -129,16 +132,17 @@ def measure() -> Measured:
 
 
 def _few_tokens(precision: str) -> float:
-    """Seconds of the second step of the probe :data:`COMPARED` with few tokens."""
+    """Time the second step of the probe :data:`COMPARED` with few tokens, in seconds."""
     probe = Probe(COMPARED, precision, fewer=True)
     probe.step()
     return probe.step()
 
 
 def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
-    """Time all probes in rounds, so that a disturbance of the machine meets each of them only in some of its steps.
+    """Time all probes in rounds, so that a short disturbance of the machine affects only a few steps of each.
 
-    In a round each probe takes two steps, as the first finds its tensors out of the caches; only one where time runs out.
+    In a round each probe takes two steps, because the first one finds the caches filled by another probe. When the time
+    is nearly over, each probe takes one step.
     """
     probes = {name: Probe(name, precision, fewer=fewer) for name in SHAPES}
     start = clock()
@@ -153,12 +157,12 @@ def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
 
 
 def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None) -> ProcessorRates:
-    """The rates by which the time model gives the probes' times with the least relative errors.
+    """The rates with which the time model predicts the probes' times with the least squares of relative errors.
 
     Args:
         probes: the work and the times.
-        expected: rates of another dtype. A rate of moving bytes or of starting kernels that the times leave open, since
-            slow matmuls outweigh it, stays near these.
+        expected: the rates of another dtype. Where slow matmuls hide the cost of moving bytes or of starting kernels,
+            the times do not determine these rates, and they stay near the expected ones.
     """
     amounts, seconds = [], []
     for probe in probes:
@@ -187,9 +191,10 @@ def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None) -> P
 
 
 def non_negative(amounts: Sequence[Sequence[float]], seconds: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Solve ``amounts`` · x = ``seconds`` for x ≥ 0 with the least squares of relative errors, each times its weight.
+    """Solve ``amounts`` · x = ``seconds`` for x ≥ 0 by weighted least squares of the relative errors.
 
-    Of every choice of the x that are not 0, the ordinary solution is tried: with few unknowns that is quick and exact.
+    Tries each set of unknowns that may differ from 0, with ordinary least squares. With few unknowns this is quick and
+    exact.
     """
     wanted = torch.tensor(weights, dtype=torch.float64)[:, None]
     rows = wanted * torch.tensor(amounts, dtype=torch.float64) / torch.tensor(seconds, dtype=torch.float64)[:, None]

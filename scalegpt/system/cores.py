@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-"""The folder with ``proc`` and ``sys``; tests pass another one."""
+"""The folder that contains ``proc`` and ``sys``. Tests pass another one."""
 
 
 def available_bytes(root: Path = ROOT) -> int:
@@ -25,7 +25,7 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def _rooms(root: Path) -> Iterator[int]:
-    """For each cgroup of this process that has a memory limit: the bytes that can still be allocated within the limit.
+    """The bytes that can still be allocated in each cgroup of this process that has a memory limit.
 
     A cgroup's usage includes the file cache. The inactive part of the cache counts as free, since the kernel drops it when
     memory is short.
@@ -41,7 +41,7 @@ def _rooms(root: Path) -> Iterator[int]:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """For each cgroup of this process that has a CPU quota: the quota, in cores."""
+    """The CPU quotas of this process's cgroups, in cores."""
     for folder in _groups(root, ""):
         quota, _, period = kernel_text(folder / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal() and int(period):
@@ -55,8 +55,8 @@ def _quotas(root: Path) -> Iterator[float]:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """The folders of this process's cgroup and of the cgroups that contain it, the innermost first.
 
-    ``controller`` is a controller of cgroup version 1, such as ``memory``. It is empty for version 2, which has one tree for
-    all controllers.
+    ``controller`` is a controller of cgroup version 1, for example ``memory``. It is empty for version 2, which has one
+    tree for all controllers.
     """
     base = root / "sys/fs/cgroup" / controller
     for line in kernel_text(root / "proc/self/cgroup").splitlines():

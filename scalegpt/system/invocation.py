@@ -1,7 +1,7 @@
 """The command that starts training with this installation, ready to be pasted into a shell.
 
-In a checkout of the repository it starts ``launch/train.py``, with an installed wheel the module ``scalegpt.train``. The
-launchers are in the interpreter's folder, which need not be on ``PATH``.
+In a checkout of the repository it starts ``launch/train.py``, in an installation from a wheel the module
+``scalegpt.train``. The launchers are in the interpreter's folder, which need not be on ``PATH``.
 """
 
 import os
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 MODULE = "scalegpt.train"
-"""The module that launchers start to train; it exists in a wheel and in a checkout."""
+"""The module with which launchers start training. It exists in a wheel and in a checkout."""
 
 IN_BROWSER = sys.platform == "emscripten"
-"""Whether this is Python in a browser (Pyodide), which has no programs; commands are then for another machine."""
+"""Whether this is Python in a browser (Pyodide). A browser has no programs, so commands are then for another machine."""
 
 LAUNCHER_MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.runner"}
 """Launcher → its Python module, for installations that lack the launcher's script."""
@@ -25,10 +25,10 @@ def train_command(launcher: str = "python", *options: str) -> str:
 
     Args:
         launcher: ``python``, ``torchrun`` or ``deepspeed``.
-        options: the launcher's options, such as ``"--nproc_per_node", "8"``.
+        options: the launcher's options, for example ``"--nproc_per_node", "8"``.
 
     Returns:
-        The command, quoted for a shell, such as ``.venv/bin/torchrun --nproc_per_node 8 launch/train.py``.
+        The command, quoted for a shell, for example ``.venv/bin/torchrun --nproc_per_node 8 launch/train.py``.
     """
     return shlex.join([*program(launcher), *options, *_target(launcher)])
 
@@ -36,8 +36,8 @@ def train_command(launcher: str = "python", *options: str) -> str:
 def program(name: str) -> list[str]:
     """The words of the command line that start a program of this installation.
 
-    They are the program's name in a browser, or if a shell finds the same program by it; else the program's path; if the
-    program has no script, ``python -m`` and its module.
+    This is the program's name in a browser, or if a shell finds the same program by that name. Otherwise it is the
+    program's path, or if the program has no script, ``python -m`` and its module.
 
     Args:
         name: ``python``, ``scalegpt``, ``torchrun`` or ``deepspeed``.
@@ -66,10 +66,10 @@ def _target(launcher: str) -> list[str]:
 
 
 def _is_beside(one: Path, other: Path) -> bool:
-    """Whether two programs are in the same folder, and so belong to the same installation.
+    """Whether two programs are in the same folder and therefore belong to the same installation.
 
-    Symbolic links are resolved in the folders' paths, but not in the programs' own: in a virtual environment the
-    interpreter is a link to an interpreter elsewhere.
+    Symbolic links are resolved in the folders' paths, but the programs themselves are not resolved: in a virtual
+    environment the interpreter is a link to an interpreter elsewhere.
     """
     return os.path.realpath(one.parent) == os.path.realpath(other.parent)
 

@@ -1,12 +1,12 @@
-"""Finds the launcher processes (torchrun, DeepSpeed) that started this rank, by environment variables and ancestors.
+"""Finds the launcher processes (torchrun, DeepSpeed) that started this rank, from environment variables and ancestors.
 
 torchrun sets ``TORCHELASTIC_RUN_ID``, and its agent is an ancestor of each rank. DeepSpeed's ``launch.py`` sets
 ``CROSS_SIZE``, the number of machines, and is an ancestor of each rank. On one machine DeepSpeed's runner, the process that a
 user stops, is an ancestor of ``launch.py``. Wrappers may be between these processes.
 
-A launcher that ended before we looked is no longer an ancestor: its children now have the init process or a subreaper as
-their parent. :func:`is_orphan` distinguishes such a parent from a shell or program that itself started this process with a
-launcher's variables set. Nothing here loads torch.
+A launcher that has already ended is no longer an ancestor: its children now have the init process or a subreaper as
+their parent. :func:`is_orphan` distinguishes such a parent from a shell or program that itself started this process
+with a launcher's variables set. Nothing here loads torch.
 """
 
 import os
@@ -33,9 +33,9 @@ def under_launcher() -> bool:
 
 
 def launchers() -> list[Lives]:
-    """The launcher processes without which this rank must not continue: for each a function that returns whether it runs.
+    """Find the launchers without which this rank must not continue; for each, return a function that says whether it runs.
 
-    The list is empty without a launcher, or if none is found. For a launcher that ended before we looked, the function
+    The list is empty if there is no launcher, or none is found. For a launcher that has already ended, the function
     returns False.
     """
     if not under_launcher():
@@ -61,10 +61,10 @@ def starter() -> psutil.Process:
 
 
 def is_orphan(process: psutil.Process, parent: psutil.Process) -> bool:
-    """Whether a process has lost the parent that started it, and ``parent``, its present parent, has adopted it.
+    """Whether the parent that started a process has ended, and ``parent``, its current parent, has adopted it.
 
-    This is so if ``parent`` is the init process or one of :data:`REAPERS`, or is in another session than the process: a
-    process starts in the session of the parent that starts it. ``parent`` must not be a launcher.
+    This is the case if ``parent`` is the init process or one of :data:`REAPERS`, or is in another session than the
+    process, since a process starts in the session of its parent. ``parent`` must not be a launcher.
     """
     if os.environ.get("SLURM_TASK_PID") == str(process.pid):
         return False  # slurmstepd, which is also a reaper, started it
@@ -92,10 +92,11 @@ def _ancestors() -> list[psutil.Process]:
 def _watched(
     process: psutil.Process, above: Sequence[psutil.Process], is_launcher: Callable[[psutil.Process], bool]
 ) -> list[Lives]:
-    """For each ancestor up to the launcher of ``process``, the launcher included, a function that returns whether it runs.
+    """For each ancestor of ``process`` up to its launcher, a function that returns whether the ancestor runs.
 
-    ``above`` are the ancestors, the parent first. If no launcher is among them, only the parent counts: as a launcher that
-    has ended, if it has adopted ``process``; as a running launcher, if it runs Python; else not at all.
+    ``above`` are the ancestors, the parent first. If no launcher is among them, only the parent counts. If it has
+    adopted ``process``, it stands for a launcher that has ended. If it runs Python, it counts as a running launcher.
+    Otherwise it does not count.
     """
     at = next((index for index, each in enumerate(above) if is_launcher(each)), None)
     if at is not None:
@@ -107,7 +108,7 @@ def _watched(
 
 
 def _lives(process: psutil.Process) -> Lives:
-    """A function that returns whether ``process`` is still running; a zombie counts as not running."""
+    """A function that returns whether ``process`` is still running. A zombie does not count as running."""
     pid, birth = process.pid, birth_of(process.pid)
     return lambda: birth is not None and not has_ended(pid, birth)
 

@@ -1,8 +1,8 @@
-"""Identifies a process by its number and its start, which together are not reused.
+"""Identifies a process by its number and its start time, a pair that is never reused.
 
-A process number alone may be reused after the process has ended. Most tools give the start as seconds since the epoch, which
-they compute from the time of the boot, so the value changes when the wall clock is set. Linux itself records the start as
-clock ticks since the boot, and this value does not change.
+A process number alone may be reused after the process has ended. Most tools report the start in seconds since the
+epoch. They compute it from the time of the boot, so it changes when the wall clock is set. Linux itself records the
+start as clock ticks since the boot, which never changes.
 """
 
 import gc
@@ -21,7 +21,7 @@ _ENDED = frozenset("ZXx")
 
 
 def birth_of(pid: int) -> str | None:
-    """The start of the process ``pid``, as a text that tells it from all others with this number; None if it has ended.
+    """The start of the process ``pid``, as a text that no other process with this number has; None if it has ended.
 
     On Linux the text is the boot's id and the clock ticks from boot to start, elsewhere the seconds since the epoch.
     """
@@ -54,7 +54,7 @@ def has_ended(pid: int, birth: str) -> bool:
 
 @cache
 def boot_id() -> str:
-    """The id that Linux gives to its present boot; empty on other systems."""
+    """The id that Linux gives to its current boot; empty on other systems."""
     return kernel_text(Path("/proc/sys/kernel/random/boot_id"))
 
 

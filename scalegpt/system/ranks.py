@@ -62,7 +62,7 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 
 def ranks_or_alone(environment: Mapping[str, str] | None = None) -> Ranks:
-    """Like :func:`read_ranks`, but never raise: if a variable is invalid, this process counts as the only rank."""
+    """Like :func:`read_ranks`, but without errors: if a variable is invalid, this process counts as the only rank."""
     try:
         return read_ranks(environment)
     except InputError:

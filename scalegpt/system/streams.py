@@ -1,7 +1,7 @@
 """Standard streams that may be missing or unwritable: a training run continues without them.
 
-A run prints only what its metrics and status files record too. So it does not end if its output is lost: if the process that
-reads its pipe ends, its terminal is closed, or its log file is on a full disk.
+All that a run prints is also in its metrics and status files. A run therefore continues if its output is lost: because
+the process that reads its pipe ends, its terminal is closed, or its log file is on a full disk.
 """
 
 import contextlib
@@ -89,12 +89,15 @@ class LastingStream:
 
 
 def lasting(stream: TextIO, fallback: TextIO | None = None) -> LastingStream:
-    """Wrap a stream in a :class:`LastingStream`, unless it is one already."""
+    """Wrap a stream in a :class:`LastingStream`, unless it already is one."""
     return stream if isinstance(stream, LastingStream) else LastingStream(stream, fallback)
 
 
 def outlast_standard_streams() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never fail; rank 0 reports a lost standard output."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams whose writes never fail.
+
+    Rank 0 reports a lost standard output.
+    """
     first = ranks_or_alone().rank == 0
     error = lasting(sys.stderr)
     output = lasting(sys.stdout, cast(TextIO, error) if first else None)

@@ -1,8 +1,9 @@
-"""CUDA's behaviour for a trace, where the CPU or tensors without data behave differently.
+"""CUDA's behaviour for a trace, where it differs from that of the CPU or of tensors without data.
 
 A trace runs on tensors of the CPU, so torch takes its CPU paths. This module replaces these by CUDA's.
-:mod:`scalegpt.planner.attention` chooses the attention kernel. :mod:`scalegpt.architecture.kernels` has the temporary memory
-of kernels. The other differences are here, each with its source in torch, and remain to be compared with a real card:
+:mod:`scalegpt.planner.attention` chooses the attention kernel. :mod:`scalegpt.architecture.kernels` has the temporary
+memory of kernels. The other differences are here, each with its source in torch. They have not been compared with a
+real card yet:
 
 ==================================  ===================================================================================
 what                                source
@@ -47,11 +48,11 @@ _NORMS = {torch.ops.scalegpt.rms_norm.default: 0, torch.ops.scalegpt.rms_norm_ba
 
 @contextmanager
 def cuda_functions(kernel: str) -> Iterator[None]:
-    """Make attention and dropout call, within the context, the kernels that torch would call on CUDA.
+    """Make attention and dropout call the kernels that torch would call on CUDA, inside the ``with`` block.
 
-    Attention is replaced where the model looks it up, and not by a ``TorchFunctionMode``: torch suspends such a mode in the
-    backward pass, where recompute calls attention again. Dropout is replaced in torch's dispatcher, since the math kernel
-    calls it from C++.
+    Attention is replaced where the model looks it up. A ``TorchFunctionMode`` would not do, since torch suspends it in
+    the backward pass, where recompute calls attention again. Dropout is replaced in torch's dispatcher, since the math
+    kernel calls it from C++.
 
     Args:
         kernel: the attention kernel, from :func:`~scalegpt.planner.attention.attention_kernel`.
@@ -82,7 +83,7 @@ def _attend(
     is_causal: bool = False,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention by the kernel that torch takes on CUDA: [B, a, T, D] → [B, a, T, D]."""
+    """Attention with the kernel that torch uses on CUDA: [B, a, T, D] → [B, a, T, D]."""
     assert enable_gqa == (k.shape[1] < q.shape[1])
     assert attn_mask is None or kernel == "mem_efficient", "only packed documents have a mask in training"
     mask = None if attn_mask is None else attn_mask.expand(-1, q.shape[1], -1, -1)
@@ -112,7 +113,7 @@ def run_as_cuda(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
-    """The temporary allocations of CUDA's kernel for an operator: made besides its results, freed before it returns.
+    """The temporary allocations of CUDA's kernel for an operator, which are freed before it returns.
 
     Yields:
         (label, bytes) of each allocation; all of them live at once.
@@ -137,7 +138,10 @@ def extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
 
 
 def shared_extras(func: Any, args: Any) -> Iterator[tuple[str, int]]:
-    """The temporary allocations, on any device, of operators that call other operators; yields what :func:`extras` does."""
+    """The temporary allocations, on any device, of operators that call other operators.
+
+    Yields the same as :func:`extras`.
+    """
     if func is aten._safe_softmax.default:
         scores = args[0]
         yield "safe softmax: masked scores", scores.numel()

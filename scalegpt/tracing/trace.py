@@ -1,13 +1,13 @@
 """The memory of one training step of our own code, found without a GPU and without allocating the tensors.
 
-:func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape and no data. Then it
-takes two steps: the first makes the optimizer's state, and the second is measured. The trace follows what PyTorch's eager
-mode allocates on a CUDA device, in the caching allocator's blocks of 512 bytes. So its figures compare with
-``torch.cuda.max_memory_allocated()``, except for
+:func:`trace_step` builds the run's model and backend as the trainer does, on tensors that have a shape but no data.
+Then it takes two steps: the first makes the optimizer's state, and the second is measured. The trace follows what
+PyTorch's eager mode allocates on a CUDA device, in the caching allocator's blocks of 512 bytes. Its figures can be
+compared with ``torch.cuda.max_memory_allocated()``, except for
 
 - the workspaces of cuBLAS, some MiB that are the same in every step;
-- the bytes that the allocator gives out beyond a request: up to 1 MiB for each large tensor, unless segments are expandable;
-- ``torch.compile``, which fuses: a compiled block keeps and makes fewer tensors than the traced one.
+- the bytes that the allocator adds to a request: up to 1 MiB for each large tensor, unless segments are expandable;
+- ``torch.compile``, which fuses operations: a compiled block keeps and makes fewer tensors than the traced block.
 
 The phases are :data:`~scalegpt.planner.memory.step.PHASES`, which docs/MEMORY.md describes. A sharded backend's buffers
 belong to the phase in which they live.
@@ -47,7 +47,7 @@ class Trace:
     """The memory of one step.
 
     Attributes:
-        snapshots: phase → the storages at the moment of the phase when they hold most bytes.
+        snapshots: phase → the storages at the moment of the phase with the most live bytes.
         steady: the storages that live between two steps: weights and the optimizer's state.
     """
 
@@ -94,11 +94,11 @@ def trace_step(
         ranks: data-parallel ranks W.
         grad_accum: micro batches per step.
         card: the GPU, which decides on the attention kernel if the run leaves the choice to torch.
-        as_cuda: true: follow the allocations of CUDA's kernels, and count no host memory. False: follow those of the CPU's
-            kernels, without most of their temporary memory, and count offloaded states too.
+        as_cuda: if true, follow the allocations of CUDA's kernels, and count no host memory. If false, follow those of
+            the CPU's kernels, without most of their temporary memory, and count offloaded states too.
 
     Raises:
-        InputError: the backend cannot be traced, or the settings do not go together.
+        InputError: the backend cannot be traced, or settings contradict each other.
         RunError: the process has joined a process group.
     """
     _check(run)
@@ -144,7 +144,7 @@ def _check(run: RunConfig) -> None:
 
 
 def _with_attention(run: RunConfig, kernel: str) -> RunConfig:
-    """The run with ``attention`` set to ``math`` if ``kernel`` is, else to ``auto`` for :func:`cuda_functions` to replace."""
+    """The run with ``attention`` ``math`` if ``kernel`` is, else ``auto``, which :func:`cuda_functions` replaces."""
     return replace(run, train=run.train.changed(attention="math" if kernel == "math" else "auto"))
 
 
@@ -166,7 +166,7 @@ def _make_backend(run: RunConfig, ranks: int, grad_accum: int, fake: FakeTensorM
 
 
 def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> None:
-    """Take a step as the trainer does; ``on_host`` says that the optimizer updates offloaded states in host memory."""
+    """Take a step as the trainer does. ``on_host`` says that the optimizer updates offloaded states in host memory."""
     shape = backend.run.train.micro_batch, backend.run.model.block_size
     tracker.phase = "forward"
     total = torch.zeros(())
@@ -185,7 +185,7 @@ def _take_step(backend: Backend, tracker: Tracker, *, on_host: bool = False) -> 
 
 
 def _mark_states(backend: Backend, tracker: Tracker, *, fused: bool, on_host: bool) -> None:
-    """Mark what lives between two steps as weights or optimizer state; ``on_host``: it is in host memory, not counted."""
+    """Mark the tensors that live between two steps as weights or optimizer state, uncounted if ``on_host``."""
     tracker.on_host = on_host
     for parameter in backend.model.parameters():
         tracker.mark(parameter, "weights")
@@ -245,7 +245,9 @@ def _watch_block(block: Block, tracker: Tracker) -> None:
 
 @contextmanager
 def fake_process_group(ranks: int) -> Iterator[None]:
-    """Join, within the context, a process group of which only this process, rank 0, exists; its collectives move nothing.
+    """Join, inside the ``with`` block, a process group in which only this process (rank 0) exists.
+
+    Collectives move nothing.
 
     Raises:
         RunError: the process has joined a group already.
@@ -255,7 +257,7 @@ def fake_process_group(ranks: int) -> Iterator[None]:
 
     if dist.is_initialized():
         raise RunError(
-            "a trace makes a process group of its own, but this process has joined one; trace in another process"
+            "a trace makes its own process group, but this process has already joined one; trace in another process"
         )
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
@@ -266,7 +268,10 @@ def fake_process_group(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Switch off automatic garbage collection, whose timing is random; ``gc.collect`` then frees only objects made since."""
+    """Switch off automatic garbage collection, whose timing is random.
+
+    ``gc.collect`` then frees only objects made since.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     gc.freeze()
@@ -280,7 +285,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within the context, replace a function that a class or an object has inherited under this name."""
+    """Replace a function that a class or an object has inherited under this name, inside the ``with`` block."""
     setattr(owner, name, function)
     try:
         yield
@@ -290,7 +295,7 @@ def _overridden(owner: Any, name: str, function: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def _resizing(tracker: Tracker) -> Iterator[None]:
-    """Tell the tracker of storages that are resized: FSDP2 frees and allocates gathered weights by resizing them."""
+    """Report storages that are resized to the tracker, since FSDP2 frees and allocates gathered weights by resizing them."""
     inherited = torch.UntypedStorage.resize_
 
     def resize(storage: torch.UntypedStorage, size: int) -> None:
@@ -303,7 +308,7 @@ def _resizing(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _copies_to_host(tracker: Tracker) -> Iterator[None]:
-    """Make FSDP2's copies between host and device real: in a trace both are the CPU, and torch would leave them out.
+    """Make FSDP2 really copy between host and device. In a trace both are the CPU, so torch would leave the copies out.
 
     FSDP2 copies with ``tensor.to(device, non_blocking=…)``: shards to the device without blocking (``_fsdp_param.py:
     all_gather_inputs``), reduced gradients to the host with blocking, since memory is not pinned here
@@ -326,7 +331,7 @@ def _copies_to_host(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _uncounted_shape_inference(tracker: Tracker) -> Iterator[None]:
-    """Do not count the unsharded tensors from which DTensor infers its results' shapes; only a trace makes them."""
+    """Do not count the unsharded tensors from which DTensor infers its results' shapes, which only a trace makes."""
     propagator = DTensor._op_dispatcher.sharding_propagator
     inherited = propagator._propagate_tensor_meta_non_cached
 

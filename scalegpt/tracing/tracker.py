@@ -1,9 +1,9 @@
-"""Follows every storage that a piece of code makes: how many bytes live, of which kind, and when the most live.
+"""Follows every storage that a piece of code makes: how many bytes are live, of which kind, and when the most are live.
 
 A :class:`Tracker` sees each operator's results below autograd and DTensor, where they are plain tensors. It logs
 allocations, frees and changes of size, and finds the kind of each storage: weights, gradients, activations and so on.
-:meth:`Tracker.replay` then goes through the log and returns the fullest moment of every phase. A storage counts under its
-kind from its allocation on, however late the kind was found.
+:meth:`Tracker.replay` then goes through the log and returns, for every phase, the moment with the most live bytes. A
+storage counts under its kind from its allocation on, even if the kind was found later.
 """
 
 import weakref
@@ -34,12 +34,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class StorageGroup:
-    """Storages that live at one moment, alike except for their address.
+    """Storages that are live at one moment and differ only in their address.
 
     Attributes:
-        kind: their kind of memory, such as ``weights``.
+        kind: their kind of memory, for example ``weights``.
         made_by: the operator that made them.
-        shape: the shape of the tensor that each was made for.
+        shape: the shape of the tensor for which each was made.
         dtype: the dtype of that tensor.
         count: the number of storages.
         size: bytes of all of them together.
@@ -96,7 +96,7 @@ class Tracker(TorchDispatchMode):
         replace: called as (operator, args, kwargs) to run an operator; None: the operator runs as it is.
         extras: called as (operator, args); gives (label, bytes) of the temporary allocations that the operator's kernel makes
             besides its results and frees before it returns.
-        block: sizes are rounded up to a multiple of this; the default is that of CUDA's caching allocator.
+        block: sizes are rounded up to a multiple of this; the default is the unit of CUDA's caching allocator.
     """
 
     def __init__(self, replace: Replacement | None = None, extras: Extras | None = None, *, block: int = BLOCK) -> None:
@@ -138,9 +138,9 @@ class Tracker(TorchDispatchMode):
     def _engine_adds_in_place(self, old: Any, _new: Any) -> bool:
         """Whether this sum of two gradients would be made in place, in ``old``, if no dispatch mode were active.
 
-        Autograd's engine adds in place to what nothing else refers to, but never while a dispatch mode is active
-        (``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp). In our backward passes only the engine adds
-        tensors with gradients off.
+        Autograd's engine adds in place to a tensor to which nothing else refers, but never while a dispatch mode is
+        active (``can_accumulate_inplace`` in torch/csrc/autograd/input_buffer.cpp). In our backward passes only the
+        engine adds tensors with gradients off.
         """
         if torch.is_grad_enabled() or torch._C._current_autograd_node() is None or not isinstance(old, Tensor):
             return False
@@ -150,7 +150,10 @@ class Tracker(TorchDispatchMode):
         return counts <= self._unique and counts[1] <= self._unique[1] and is_dense(old)
 
     def calibrate(self) -> None:
-        """Measure the reference counts of a gradient that only autograd's engine holds; call while the tracker is active."""
+        """Measure the reference counts of a gradient that only autograd's engine holds.
+
+        Call this while the tracker is active.
+        """
         source = torch.ones(4, requires_grad=True)
         shared = source * 2.0
         (shared.sin() + shared.cos()).exp().sum().backward()  # type: ignore[no-untyped-call]
@@ -183,7 +186,7 @@ class Tracker(TorchDispatchMode):
         self._changes.append((number, by, self.phase))
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """Log the new size of a storage that has been resized: the tracker sees operators, and a resize is none."""
+        """Log the new size of a resized storage. The tracker sees only operators, and a resize is not an operator."""
         number = self._living.get(storage._cdata)
         if number is not None:
             known = self._storages[number]
@@ -211,7 +214,7 @@ class Tracker(TorchDispatchMode):
 
     @contextmanager
     def keeping(self, kind: str) -> Iterator[None]:
-        """Give this kind to storages that are made within the context and live at its end, unless they have a kind."""
+        """Give this kind to storages that are made inside the ``with`` block and live at its end, unless they have a kind."""
         first = len(self._storages)
         try:
             yield
@@ -230,7 +233,7 @@ class Tracker(TorchDispatchMode):
         return len(self._storages)
 
     def _learn(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Recognise and mark weights cast to the compute dtype, gradients that are added up, and FSDP2's buffers."""
+        """Recognise and mark weights that are cast to the compute dtype, gradients that are added up, and FSDP2's buffers."""
         if func is aten._to_copy.default and self._kind(args[0]) == "weights":
             self.mark(result, "cast weights")
         elif func is aten.add_.Tensor:
@@ -255,10 +258,10 @@ class Tracker(TorchDispatchMode):
         self._changes, self._at_start = [], {number: self._storages[number].size for number in self._living.values()}
 
     def replay(self) -> tuple[Snapshot, dict[str, Snapshot]]:
-        """Go through the log since the last restart to find the fullest moment of each phase.
+        """Go through the log since the last restart to find the moment of each phase with the most live bytes.
 
         Returns:
-            The snapshot at the restart, and phase → the snapshot at its fullest moment.
+            The snapshot at the restart, and a map from each phase to the snapshot with the most live bytes.
         """
         now, largest, at = sum(self._at_start.values()), dict[str, int](), dict[str, int]()
         for i, (_, by, phase) in enumerate(self._changes):

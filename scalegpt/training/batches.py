@@ -27,7 +27,8 @@ class TrainingBatches:
         plan: gives the micro batch, the accumulation and the block size.
         world: the ranks.
         seed: decides the order of the windows.
-        document_end: the token after which no target counts, where documents are packed; None: all targets count.
+        document_end: the token that ends a document, if documents are packed: the target after it is ignored. None: no
+            target is ignored.
     """
 
     def __init__(
@@ -79,19 +80,19 @@ class TrainingBatches:
 
 
 def _within_documents(inputs: Batch, targets: Batch, end: int | None) -> tuple[Batch, Batch]:
-    """Inputs and targets; a target that begins a document is ignored, if documents are packed and end with ``end``."""
+    """Inputs and targets. If documents are packed and end with ``end``, targets that begin a document are ignored."""
     if end is not None:
         targets[inputs == end] = IGNORED
     return inputs, targets
 
 
 class ReadAhead:
-    """A thread that keeps a few micro batches ready, so that the disk is not waited for between two steps.
+    """A thread that keeps a few micro batches ready, so that no step waits for the disk.
 
     Args:
         batches: an endless iterator of micro batches, as (inputs, targets).
-        position: number of the window (training sequence) at which the next step begins; None within a step. The caller
-            updates it.
+        position: number of the window (training sequence) at which the next step begins; None while a step is being
+            read. The caller updates it.
         on_cuda: whether to pin the batches, so that the copy to the device does not block.
         depth: largest number of micro batches that are kept ready.
     """
@@ -158,7 +159,7 @@ class HeldOutBatch(NamedTuple):
 
 
 class HeldOutBatches:
-    """The batches of an evaluation. The held-out sequences are the same at every evaluation and for any number of ranks.
+    """The batches of an evaluation. Every evaluation, on any number of ranks, uses the same held-out sequences.
 
     Each source gives its part of ``limit`` tokens by its weight, rounded up to whole sequences; all its tokens, if it has
     fewer.

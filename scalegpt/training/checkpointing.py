@@ -16,11 +16,11 @@ from scalegpt.training.runs.resume import rollback_advice
 from scalegpt.training.schedules import is_due
 
 SECONDS_TO_FINISH_A_SAVE = 60.0
-"""Seconds that a run which ends by an error waits for the checkpoint that is being written."""
+"""When an error ends a run, it waits this many seconds for the checkpoint that is being written."""
 
 
 class Saving:
-    """Decides when the run's checkpoints are written, and prints which are complete.
+    """Decides when the run's checkpoints are written, and prints a line when one is complete.
 
     Attributes:
         saver: writes the checkpoints.
@@ -46,7 +46,10 @@ class Saving:
 
     @property
     def is_due_by_time(self) -> bool:
-        """Whether ``checkpoint_minutes`` have passed since the last save. Only rank 0's clock counts: False elsewhere."""
+        """Whether ``checkpoint_minutes`` have passed since the last save.
+
+        Only rank 0 decides this; other ranks return False.
+        """
         minutes = self.train.checkpoint_minutes
         return self.job.world.is_first and minutes is not None and self.clock.total - self._last >= 60 * minutes
 
@@ -86,7 +89,10 @@ class Saving:
         return self._is_postponed or self._is_due or is_due(step, self.train.checkpoint_every)
 
     def postpone(self, step: int, reason: str) -> None:
-        """Postpone the checkpoint due after a skipped step to the next good step: ruined weights may have caused the skip."""
+        """Postpone the checkpoint due after a skipped step to the next good step.
+
+        Ruined weights may have caused the skip.
+        """
         if not self._is_postponed:
             self.job.logger.say(
                 f"warning: no checkpoint is written after step {step}, which was skipped ({reason}); "
@@ -113,7 +119,10 @@ class Saving:
             self.saver.amend(evaluation)
 
     def rolled_back(self, checkpoint: Path) -> None:
-        """Continue from the checkpoint that the run has rolled back to: no save is due, postponed or newer."""
+        """Continue from the checkpoint to which the run has rolled back.
+
+        Forget newer saves, and those that were due or postponed.
+        """
         self._is_due = self._is_postponed = False
         self.saved_step = None
         if self.job.world.is_first:
@@ -122,13 +131,14 @@ class Saving:
     def rollback_advice(self, first_skipped: int) -> str:
         """Return a sentence on where to resume from after skipped steps. All ranks must call it together.
 
-        Waits for the save under way first: the sentence must say whether that checkpoint may hold ruined weights.
+        First waits for the checkpoint that is being written, since the sentence says whether it may hold ruined
+        weights.
 
         Args:
             first_skipped: the first of the skipped steps.
 
         Raises:
-            RunError: the save under way failed.
+            RunError: that checkpoint could not be written.
         """
         job = self.job
         self.saver.finish()
@@ -138,9 +148,11 @@ class Saving:
         )
 
     def may_save_after(self, skipped: list[SkippedStep], val_loss: float | None, *, evaluated: bool) -> bool:
-        """Whether a run whose last steps were skipped may save at its end: only if the held-out loss after them is finite.
+        """Whether a run whose last steps were skipped may save at its end.
 
-        Where no evaluation came after the skipped steps, prints a warning and returns False.
+        It may if the held-out loss after them is finite.
+
+        If no evaluation came after the skipped steps, prints a warning and returns False.
 
         Args:
             skipped: the skipped steps.
@@ -184,7 +196,9 @@ class Saving:
         self._report()
 
     def abort(self, is_gone: Callable[[int], bool]) -> None:
-        """Wait for the checkpoint that is being written, and report it. For a rank that ends alone after an error.
+        """Wait for the checkpoint that is being written, and report it.
+
+        Called by a rank that ends alone after an error.
 
         Args:
             is_gone: whether the process of a rank has ended; the checkpoint parts of such ranks are not waited for.

@@ -33,7 +33,7 @@ from scalegpt.training.trackers.feed import Feed
 from scalegpt.training.trackers.table import open_trackers
 
 SECONDS_TO_CLEAR = 1.0
-"""How long a process that ends at once may take to remove its live line from the terminal."""
+"""When a process ends at once, it may spend this many seconds on removing its live line from the terminal."""
 
 
 class Housekeeping:
@@ -41,11 +41,12 @@ class Housekeeping:
 
     Attributes:
         step: number of steps taken.
-        history: what ``metrics.jsonl`` said of the steps up to the last resume or rollback.
-        val_loss: held-out loss of the last evaluation; None before the first, or where the checkpoint resumed from has none.
+        history: what ``metrics.jsonl`` said about the steps up to the last resume or rollback.
+        val_loss: held-out loss of the last evaluation; None: no evaluation yet, in this process or before its
+            checkpoint.
         best_val_loss: lowest held-out loss so far.
         left_out: number of windows (training sequences) that rollbacks skipped.
-        reason: why the run stops before its last step; None: it does not.
+        reason: why the run stops before its last step; None: it does not stop early.
         sinks: where metrics are logged; empty on all ranks but rank 0.
     """
 
@@ -88,7 +89,7 @@ class Housekeeping:
         return [MetricsFile(job.directory.metrics), *feeds]
 
     def _leave(self, status: int) -> None:
-        """End this process at once, for the watchdog, and leave no live line on the terminal."""
+        """End this process at once and remove the live line from the terminal. The watchdog calls this."""
         clearing = Thread(target=self.job.logger.stop, daemon=True)  # a stopped terminal blocks who writes to it
         clearing.start()
         clearing.join(SECONDS_TO_CLEAR)
@@ -155,7 +156,7 @@ class Housekeeping:
     # --- what is due -------------------------------------------------------------------------------------------------
 
     def _housekeeping(self, *, last: bool) -> None:
-        """Save, evaluate and sample, each if it is due after this step or the run ends.
+        """Save, evaluate and sample, if they are due after this step or the run ends.
 
         A run that ends at its last step or its time limit does all three. A run stopped by a signal, or by the end of its
         launcher, saves, but evaluates and samples only if the step's number makes that due.
@@ -189,9 +190,10 @@ class Housekeeping:
         self._status("running")
 
     def _find_pending(self) -> PendingWork:
-        """Find the evaluation and sample still owed for the step of the checkpoint that the run resumed from.
+        """Find out whether the evaluation and the sample of the step from which the run resumed are missing.
 
-        If ``metrics.jsonl`` already has that step's held-out loss, add it to the checkpoint. A new run owes nothing.
+        If ``metrics.jsonl`` already has that step's held-out loss, add it to the checkpoint. In a new run nothing is
+        missing.
         """
         if not self.job.resumed:
             return PendingWork()
@@ -204,7 +206,7 @@ class Housekeeping:
         return pending_work(self.history, self.train, finished=finished, sampled=sampled, at_end=self.all_taken)
 
     def _catch_up(self, pending: PendingWork) -> None:
-        """Do the evaluation and the sample that an earlier process owed when it ended after its checkpoint."""
+        """Do the evaluation and the sample that an earlier process did not do after its last checkpoint."""
         if pending.evaluation:
             self.watchdog.outside("evaluation")
             self._evaluate()

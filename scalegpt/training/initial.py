@@ -1,7 +1,7 @@
-"""What a run takes over from the folder that ``init_from`` names: the shape and the tokenizer; needs no torch for that.
+"""Reads the shape and the tokenizer that a run takes over from the folder that ``init_from`` names. Needs no torch.
 
-The folder is read once. A run that began with it keeps its shape in its ``config.yaml``, so the folder may be gone when the
-run resumes, and ``init_from`` need not be given again.
+The folder is read only when the run begins. The run's ``config.yaml`` then holds the shape, so a resume needs neither
+the folder nor ``init_from``.
 """
 
 import re
@@ -31,13 +31,13 @@ TOKENIZER_SETTINGS = ("tokenizer", "end_of_text")
 
 @dataclass(frozen=True)
 class Initial:
-    """What a folder says of its model.
+    """What a folder says about its model.
 
     Attributes:
         path: the folder, as ``init_from`` names it.
         model: the shape.
         data: the settings of the data that name the tokenizer; empty if the folder has none.
-        is_begun: whether the shape is that of the run itself, which began with this folder earlier.
+        is_begun: whether the shape comes from the run itself, which began with this folder earlier.
     """
 
     path: str
@@ -49,13 +49,13 @@ class Initial:
 def with_initial(
     flags: Mapping[str, Any], *, preset: str | None, config_file: str | None, folder: Path | None
 ) -> tuple[Values, tuple[str, ...]]:
-    """The flags, with the shape and the tokenizer of the model that the run starts from, if it starts from one.
+    """Add to the flags the shape and the tokenizer of the model that ``init_from`` names, if there is one.
 
     Args:
         flags: the settings that the user gives over the preset or the file.
         preset: the name of the preset.
         config_file: the path of the file.
-        folder: the run's own folder, which may hold a run that began so; None: a new run is asked for.
+        folder: the run's own folder, which may hold a run that began with ``init_from``; None: a new run is asked for.
 
     Returns:
         The flags, and lines to print.
@@ -76,7 +76,7 @@ def with_initial(
     longest, notes = initial.model.block_size, tuple[str, ...]()
     if "block_size" not in free and longest > LONGEST_BLOCK and not initial.is_begun:
         free["block_size"] = LONGEST_BLOCK
-        line = f"blocks of {LONGEST_BLOCK:,} tokens, of the {longest:,} that {initial.path} can read"
+        line = f"blocks of {LONGEST_BLOCK:,} tokens, out of the {longest:,} that {initial.path} can read"
         notes = (f"{line}; --block_size sets another length",)
     shape = {each.name: getattr(initial.model, each.name) for each in fields(initial.model)}
     tokenizer = {} if "tokenizer" in {*flags, *file.get("data", {})} else initial.data
@@ -84,7 +84,7 @@ def with_initial(
 
 
 def name_after(given: Any, runs_dir: Path) -> str | None:
-    """The name of a run that is given none and starts from the model ``given``: that of the model's folder; None: no model.
+    """The name of a run without a given name: the name of the folder of the model ``given``; None: no model is given.
 
     If the model is in ``runs_dir`` itself, the name begins with ``from-``. A run that an earlier release began under
     :data:`~scalegpt.config.presets.UNNAMED` keeps that name.
@@ -102,7 +102,7 @@ def name_after(given: Any, runs_dir: Path) -> str | None:
 
 
 def _initial(asked: str | None, folder: Path | None) -> Initial | None:
-    """What ``init_from`` names, or what the run in the folder began with; None: random weights."""
+    """The model that ``init_from`` names, or with which the run in the folder began; None: random weights."""
     begun = None if folder is None else _begun(folder)
     if folder is not None and begun is not None and asked in (None, begun["train"]["init_from"]):
         model, data = _recorded(begun, str(folder), folder)
@@ -114,7 +114,7 @@ def shape_of(path: Path) -> tuple[ModelConfig, Values]:
     """The shape of the model in a Hugging Face folder, a run or a checkpoint, and the settings that name its tokenizer.
 
     Raises:
-        InputError: there is none of these, or its configuration cannot be read.
+        InputError: the folder is none of these, or its configuration cannot be read.
     """
     if is_hugging_face(path):
         read = read_config(path)
@@ -129,7 +129,7 @@ def shape_of(path: Path) -> tuple[ModelConfig, Values]:
 
 
 def check_exists(path: Path) -> None:
-    """Refuse a value of ``init_from`` that leads nowhere.
+    """Refuse a value of ``init_from`` that is not an existing path.
 
     Raises:
         InputError: there is no such path.
@@ -168,10 +168,10 @@ def _begun(folder: Path) -> Values | None:
 
 
 def _check(where: str, values: Mapping[str, Any], initial: Initial) -> None:
-    """Refuse settings that contradict the shape of the model to start from.
+    """Refuse settings that contradict the shape of the model from which the run starts.
 
     Raises:
-        InputError: a setting has another value there, or asks for more positions than were learned.
+        InputError: a setting differs from the model's, or asks for more positions than the model has learned.
     """
     known = ModelConfig.settings()
     for key in _model_keys(values):

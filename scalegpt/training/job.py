@@ -33,10 +33,10 @@ class Job:
         prompt: token ids that the samples continue.
         progress: where the run starts: step 0, or the step of a checkpoint.
         stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
-        history: what ``metrics.jsonl`` says of the steps up to the start.
+        history: what ``metrics.jsonl`` says about the steps up to the start.
         resumed: whether the run starts from a checkpoint.
         stop: whether this process was asked to stop.
-        resume_hint: the command that resumes the run later, in words such as "the same command".
+        resume_hint: the command that resumes the run later, in words, for example "the same command".
     """
 
     run: RunConfig

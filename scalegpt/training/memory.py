@@ -51,7 +51,7 @@ def machine_of(world: World) -> Machine:
 
 
 def predicted_line(plan: Plan) -> str:
-    """The predicted memory, as a run prints it at its start: one line, and a warning where the card is too small."""
+    """The line on the predicted memory that a run prints at its start, with a warning if the card is too small."""
     phase = plan.prediction.phase.replace("_", " ")
     if not plan.machine.is_gpu:
         whose = "each process" if plan.machine.ranks > 1 else "the process"
@@ -68,7 +68,7 @@ def predicted_line(plan: Plan) -> str:
 
 
 def _listed(plan: Plan) -> str:
-    """A list in words of the memory that a CPU process holds besides the peak of its step."""
+    """List in words the memory that a CPU process holds besides the peak of its step."""
     parts = {**plan.overheads.parts(plan.peak_bytes), "offloaded": plan.host_bytes}
     return ", ".join(f"{gib(size)} {name}" for name, size in parts.items() if size)
 
@@ -81,8 +81,8 @@ class Measured:
         peak: peak of the bytes allocated by the CUDA allocator, or on a CPU of the resident memory.
         by: what ``peak`` counts: ``ALLOCATOR`` (CUDA allocator) or ``RESIDENT`` (resident memory).
         reserved: peak of the bytes reserved by the CUDA allocator; None on a CPU.
-        driver: bytes in use on the card at the measurement, as the driver counts; None on a CPU.
-        driver_is_ours: whether ``driver`` counts this process alone, as far as is known.
+        driver: bytes in use on the card at the time of the measurement, as the driver counts them; None on a CPU.
+        driver_is_ours: whether ``driver`` is known to count this process alone.
     """
 
     peak: int
@@ -102,7 +102,7 @@ class Measured:
 
 
 def measure(device: torch.device) -> Measured:
-    """Measure this process's memory so far: on a CUDA device, or resident memory where the device is the CPU."""
+    """Measure this process's memory so far: the device's on CUDA, the resident memory on a CPU."""
     if device.type != "cuda":
         return Measured(largest_resident(), RESIDENT)
     peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -139,7 +139,7 @@ def _status_bytes(key: str) -> int | None:
 
 
 def planned_peak(plan: Plan) -> int:
-    """The predicted bytes that :func:`scalegpt.training.metrics.peak_bytes` measures: of the allocator, or of a process."""
+    """The prediction for :func:`scalegpt.training.metrics.peak_bytes`, in bytes: of the allocator, or of a process."""
     return plan.peak_bytes if plan.machine.is_gpu else plan.total_bytes
 
 
@@ -156,7 +156,7 @@ def memory_status(plan: Plan, measured: Measured) -> dict[str, Any]:
 
 
 def comparison(plan: Plan, measured: Measured) -> str:
-    """The predicted and the measured memory, as a run prints them at its end: one line for a CPU, two for a card."""
+    """The predicted and the measured memory that a run prints at its end: one line for a CPU, two for a card."""
     if measured.reserved is None or measured.driver is None:
         error = plan.total_bytes / max(1, measured.peak) - 1
         both = f"{gib(plan.total_bytes)} predicted, {gib(measured.peak)} measured"
@@ -172,12 +172,12 @@ def comparison(plan: Plan, measured: Measured) -> str:
 
 
 def keep_for_later(plan: Plan, measured: Measured) -> str | None:
-    """Store the measured memory of a GPU run, by which later plans are calibrated.
+    """Store the measured memory of a GPU run. Later plans are calibrated with it.
 
-    Nothing is stored on a CPU, or where the measurement includes other processes.
+    Nothing is stored on a CPU, or if the measurement includes other processes.
 
     Returns:
-        Why the measurement could not be written; None where it was written, or not stored on purpose.
+        Why the measurement could not be written; None: it was written, or was not to be stored.
     """
     machine = plan.machine
     if measured.reserved is None or measured.driver is None or not measured.driver_is_ours:
@@ -199,7 +199,7 @@ def keep_for_later(plan: Plan, measured: Measured) -> str | None:
 
 
 def _driver_bytes(device: torch.device) -> tuple[int, bool]:
-    """Return the bytes in use as the driver counts, and whether this process alone holds them.
+    """Return the bytes in use as the driver counts them, and whether this process alone holds them.
 
     Where NVML does not list this process, as in most containers, the bytes are those of the whole card.
     """

@@ -1,4 +1,4 @@
-"""What a run measures of itself (throughput, MFU, memory), and the interface of metric loggers."""
+"""What a run measures about itself (throughput, MFU, memory), and the interface of metric loggers."""
 
 import math
 import statistics
@@ -30,15 +30,18 @@ class MetricSink(Protocol):
         """Log the sample of a step, which ``samples.txt`` has already."""
 
     def close(self) -> None:
-        """Close the sink at the end of the run, or before a rollback, which removes logged steps and then opens new sinks."""
+        """Close the sink at the end of the run, or before a rollback.
+
+        A rollback removes logged steps and then opens new sinks.
+        """
 
 
 class Throughput:
-    """Tokens per second, from the median time of the last steps. One slow step, such as a compile, does not change it.
+    """Tokens per second, from the median time of the last steps, so that one slow step does not change it.
 
     Args:
         tokens_per_step: tokens of a step over all ranks.
-        window: number of last steps that the median is taken over.
+        window: number of recent steps over which the median is taken.
     """
 
     def __init__(self, tokens_per_step: int, window: int = 20) -> None:
@@ -104,7 +107,7 @@ class Gauges:
 
 
 class EnergyMeter:
-    """Measures the energy that the GPUs of a job take, from when it was made.
+    """Measures the energy that the GPUs of a job have taken since the meter was made.
 
     Args:
         world: the ranks, each with its device.
@@ -129,13 +132,13 @@ class EnergyMeter:
 
 
 class Stopwatch:
-    """Measures seconds since it was made (``total``), and between two calls of ``lap``."""
+    """Measures the seconds since the stopwatch was made (``total``), and between two calls of ``lap``."""
 
     def __init__(self) -> None:
         self.start = self.last = time.perf_counter()
 
     def lap(self) -> float:
-        """Return the seconds since the last call; at the first call, since the stopwatch was made."""
+        """Return the seconds since the last call, or for the first call since the stopwatch was made."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
         return seconds

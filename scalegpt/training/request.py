@@ -35,7 +35,7 @@ class Request:
         allow_change: names of settings that a resumed run may change, and ``data`` for its tokens.
         trust_checkpoint: whether to resume even from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
-        progress: ``auto``: a live line where the output is a terminal; ``plain``: lines alone.
+        progress: ``auto``: a live line where the output is a terminal; ``plain``: plain lines everywhere.
         notes: lines to print.
     """
 
@@ -75,7 +75,7 @@ class Request:
         preset or the file, or that of ``init_from``'s folder. ``given_in`` says where the settings come from, in errors.
 
         Raises:
-            InputError: a name, a key or a value that cannot work, or a backend that is not installed.
+            InputError: a name, a key or a value is not valid, or the backend is not installed.
         """
         if resume_step is not None and fresh:
             raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
@@ -116,9 +116,9 @@ class Request:
     def open(self) -> frozenset[str]:
         """Names of the settings that the planner chooses.
 
-        Every setting that is ``auto``; ``micro_batch`` unless the user gives it; and ``recompute`` unless the user or the
-        preset gives it. Where the backend is ``auto``, the ZeRO stage is open too unless the user gives it, since a preset's
-        stage belongs to the preset's backend.
+        These are every setting that is ``auto``; ``micro_batch`` unless the user gives it; and ``recompute`` unless the
+        user or the preset gives it. If the backend is ``auto``, the planner also chooses the ZeRO stage unless the user
+        gives it, since a preset's stage belongs to the preset's backend.
         """
         by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
         stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
@@ -152,7 +152,7 @@ def _known(keys: str | Iterable[str]) -> frozenset[str]:
     """Return the names given to ``--allow_change``, trimmed and with underscores.
 
     Raises:
-        InputError: a name is no setting.
+        InputError: a name is not that of a setting.
     """
     keys = keys.split(",") if isinstance(keys, str) else keys
     named = [key.strip().replace("-", "_") for key in keys if key.strip()]

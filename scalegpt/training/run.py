@@ -23,7 +23,7 @@ from scalegpt.training.trainer import Trainer
 ROOM = timedelta(minutes=5)
 """Added to the time-out of torch's collectives, so that the watchdog acts first.
 
-The watchdog names the slow rank, torch only the collective.
+The watchdog can name the slow rank; torch names only the collective.
 """
 
 ENDLESS = timedelta(days=30)

@@ -32,15 +32,18 @@ def learning_rate(train: TrainConfig, step: int, total: int) -> float:
 
 
 def decay_start(train: TrainConfig, total: int) -> int:
-    """The last step, counted from 0, at which the ``wsd`` schedule is at its peak rate. After it the rate falls."""
+    """The last step, counted from 0, at which the ``wsd`` schedule has its peak rate.
+
+    After this step the rate falls.
+    """
     return max(train.warmup_steps, total - math.ceil(total * train.decay_fraction))
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether work that is done every ``every`` steps is due after this many steps; never where ``every`` is 0."""
+    """Whether work that is done every ``every`` steps is due after this many steps. It never is if ``every`` is 0."""
     return every > 0 and step % every == 0
 
 
 def _share(done: int, whole: int) -> float:
-    """``done / whole``, clamped to between 0 and 1; 1 where ``whole`` is not positive."""
+    """``done / whole``, clamped to the range from 0 to 1; 1 if ``whole`` is not positive."""
     return min(1.0, max(0.0, done / whole)) if whole > 0 else 1.0

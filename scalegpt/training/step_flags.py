@@ -12,15 +12,17 @@ from scalegpt.training.resilience.stopping import Reason
 
 @dataclass(frozen=True)
 class StepFlags:
-    """Flags that decide what the ranks do after a step. They travel with the loss, so they cost no extra collective.
+    """Flags that decide what the ranks do after a step.
 
-    Before :meth:`pack` the flags are one rank's; after :meth:`unpack` they hold for all ranks together.
+    They are summed together with the loss, so they need no extra collective.
+
+    Before :meth:`pack` the flags are those of one rank; after :meth:`unpack` they hold for all ranks together.
 
     Attributes:
-        save_failed: whether this rank, or any rank, could not write its part of a checkpoint.
+        save_failed: whether this rank, or after :meth:`unpack` any rank, could not write its part of a checkpoint.
         save_due: whether a checkpoint is due by the clock of rank 0.
-        stop: why the run is to stop after the step; None: it continues. Where ranks have different reasons, the first in the
-            order of :class:`Reason` counts: a signal comes before the time limit.
+        stop: why the run is to stop after the step; None: it continues. If ranks have different reasons, the first one
+            in the order of :class:`Reason` counts.
     """
 
     save_failed: bool
@@ -33,10 +35,12 @@ class StepFlags:
         Args:
             loss: the sum of the losses of this rank's micro batches, a scalar.
             world: the ranks.
-            counted: the sum of the shares of targets that count in the losses, if not all do.
+            counted: the sum over the micro batches of the share of targets that count in the loss; None: all targets
+                count.
 
         Returns:
-            [2 + 2 + number of reasons] on the device: the loss, ``counted`` or 0, two flags, and the one-hot reason to stop.
+            A vector of length 4 + number of reasons, on the device: the loss, ``counted`` or 0, two flags, and the
+            one-hot reason to stop.
         """
         flags = [float(self.save_failed), float(self.save_due), *Reason.counts(self.stop)]
         shares = torch.zeros_like(loss) if counted is None else counted

@@ -141,7 +141,7 @@ class Trainer(Housekeeping):
         return self._act_on(conclusion)
 
     def _report(self, total: Tensor, counted: Tensor | None) -> Tensor:
-        """Pack this rank's summed loss, the summed shares of counted targets, and flags into the tensor that the ranks sum.
+        """Pack this rank's losses, shares of counted targets, and flags into the tensor that is summed over the ranks.
 
         Requests a stop first, if ``max_minutes`` have passed.
         """
@@ -285,7 +285,7 @@ class Trainer(Housekeeping):
         return failure.error
 
     def _report_nothing_left(self) -> None:
-        """Say that no steps are left. The run's files stay as they are, except for a missing last status."""
+        """Print that no steps are left. The run's files do not change, except that a missing last status is written."""
         job = self.job
         rate = learning_rate(self.train, self.step - 1, job.total_steps) if self.step else 0.0
         job.logger.say(nothing_left_line(self.step, job.total_steps, rate, self.train.schedule))
@@ -294,29 +294,29 @@ class Trainer(Housekeeping):
             self._status("finished", self._cause_of_end())
 
     def _interrupted_again(self) -> None:
-        """On a second SIGINT, write the cause into the status and print it, before the process ends at once."""
+        """Write the cause into the status and print it. Called on a second SIGINT, before the process ends at once."""
         self.job.logger.stop()
-        cause = "SIGINT, twice: left at once, without a checkpoint"
+        cause = "a second SIGINT ended the run at once, without a checkpoint"
         self.watchdog.halt(cause, status=Reason.INT.exit_status, state="stopped")
-        self.watchdog.say_if_first(f"left at once in step {self.watchdog.step}; {self._resume_advice()}")
+        self.watchdog.say_if_first(f"ended at once in step {self.watchdog.step}; {self._resume_advice()}")
 
     def _what_next(self) -> str:
         """What the run does after a request to stop, in words. Called from another thread."""
         watch = self.watchdog
         if self._is_over():
-            return f"no further step is taken; finishing what is under way: {watch.place}"
+            return f"no further step is taken; finishing the current work: {watch.place}"
         if watch.is_within_step:
             return f"finishing step {watch.step}, then saving"
-        return f"finishing what is under way ({watch.place}) and one step, then saving"
+        return f"finishing the current work ({watch.place}) and one step, then saving"
 
     def _resume_advice(self) -> str:
-        """A sentence on where a run that ended without a last checkpoint resumes from."""
+        """A sentence that says from where a run that ended without a last checkpoint resumes."""
         saved = self.job.directory.newest_checkpoint()
         place = f"the checkpoint of step {step_of(saved)}" if saved else "the start: no checkpoint was complete"
         return f"{self.job.resume_hint} resumes from {place}"
 
     def _is_over(self) -> bool:
-        """Whether all steps are taken, or a rank was asked to stop. Checked after a step, so that at least one is taken."""
+        """Whether all steps are taken, or a rank was asked to stop. Called after a step, so at least one is taken."""
         return self.all_taken or self.reason is not None
 
     def _seconds_left(self) -> float:
@@ -326,7 +326,7 @@ class Trainer(Housekeeping):
         return min(by_steps, max(0.0, 60 * self.train.max_minutes - self.clock.total))
 
     def _summarize(self) -> None:
-        """Print what the run came to, and store the measured memory for later plans; all ranks must call it together."""
+        """Print the run's summary, and store the measured memory for later plans; all ranks must call it together."""
         job, measured, joules = self.job, measure(self.job.world.device), self.energy.taken()
         if not job.world.is_first or self.step <= job.progress.step:
             return
@@ -337,7 +337,7 @@ class Trainer(Housekeeping):
             job.logger.say(f"warning: calibration {problem}")
 
     def _review(self, joules: dict[str, float]) -> tuple[Review, Work]:
-        """What ``metrics.jsonl`` says of the run, and what this process has done; ``joules`` by GPU."""
+        """The figures in ``metrics.jsonl``, and the work of this process. ``joules`` holds the energy of each GPU."""
         job, steps = self.job, self.step - self.job.progress.step
         predicted, energy = job.plan.speed()["tokens_per_second"], sum(joules.values()) or None
         work = Work(steps, steps * job.batch_plan.tokens, self.clock.total, predicted, energy, len(joules))

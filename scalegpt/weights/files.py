@@ -1,8 +1,8 @@
-"""The weights in a Hugging Face folder: safetensors or PyTorch files, in one file or in shards, read tensor by tensor.
+"""Reads the weights in a Hugging Face folder tensor by tensor: safetensors or PyTorch files, one file or shards.
 
-The files may come from a stranger. An index can name only files in its folder. The safetensors library checks the header of
-a file, against its size too. A pickle is read by torch's restricted unpickler, which runs no code.
-Links are followed, since Hugging Face's cache of downloads consists of them.
+The files may come from a stranger. An index can name only files in its folder. The safetensors library checks the
+header of a file, and compares it with the file's size. A pickle is read by torch's restricted unpickler, which runs no
+code. Links are followed, since Hugging Face's cache of downloads consists of them.
 """
 
 import pickle
@@ -25,7 +25,7 @@ from scalegpt.text import shown
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 INDEX = ".index.json"
-"""The ending of the file that says which shard holds which tensor."""
+"""The ending of the name of the index, the file that says which shard holds which tensor."""
 
 INDEX_LIMIT = 64 << 20
 """The largest index that is read, in bytes: about half a million tensors."""
@@ -40,7 +40,7 @@ class Shard(Protocol):
     """One open file of weights."""
 
     def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]:
-        """Name → shape and dtype of each tensor; a word in place of a dtype that is not read."""
+        """Name → shape and dtype of each tensor. An unsupported dtype is given as a word."""
 
     def read(self, name: str) -> Tensor:
         """The tensor of this name, on the CPU, in its own dtype."""
@@ -75,14 +75,14 @@ class SafetensorsShard:
 
 
 class PickleShard:
-    """A file of ``torch.save``, mapped into memory; only tensors are unpickled."""
+    """A file of ``torch.save``, mapped into memory. Only tensors are unpickled."""
 
     def __init__(self, path: Path) -> None:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
             raise InputError(
-                f"{path} is a pickle with more than tensors, which could run code, so it is not read; save the model as "
+                f"{path} is a pickle with more than tensors, so it could run code and is not read; save the model as "
                 "safetensors instead"
             ) from None
         except (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, BadZipFile) as error:
@@ -90,7 +90,7 @@ class PickleShard:
         if not isinstance(content, dict) or not all(
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):
-            raise InputError(f"{path} holds something else than named tensors; save the model as safetensors instead")
+            raise InputError(f"{path} holds more than named tensors; save the model as safetensors instead")
         self._tensors: dict[str, Tensor] = content
 
     def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]:
@@ -112,7 +112,7 @@ class WeightFiles:
     Attributes:
         path: the folder.
         shapes: name → shape of every tensor.
-        dtypes: name → dtype; a word in place of a dtype that is not read.
+        dtypes: name → dtype. An unsupported dtype is given as a word.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,10 +143,10 @@ class WeightFiles:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of weights of a folder: the one file of all, or the shards that its index names.
+    """The files of weights in a folder: a single file, or the shards that its index names.
 
     Raises:
-        InputError: there is none, or the index or one of its shards is missing or not allowed.
+        InputError: the folder has no weights, or the index or one of its shards is missing or not allowed.
     """
     for name in (SAFETENSORS, PICKLE):
         if (folder / name).exists():
@@ -172,10 +172,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _plain(path: Path, why: str = "") -> Path:
-    """The path, if it is a plain file or a link to one.
+    """Return the path if it is a plain file or a link to one.
 
     Raises:
-        InputError: it is missing or something else.
+        InputError: the path is missing or is something else.
     """
     try:
         if stat.S_ISREG(path.stat().st_mode):

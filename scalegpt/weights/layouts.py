@@ -1,14 +1,14 @@
-"""Where other programs keep the weights of a decoder: names, shapes and order of their tensors, beside ours.
+"""How other programs store the weights of a decoder: names, shapes and order of their tensors, compared with ours.
 
-A :class:`Layout` is data: for each of our modules, the modules of the other program whose tensors hold the same numbers.
-:func:`targets` makes from it and a shape the list of all tensors that the other program has. Reading, checking and writing
-all follow that list.
+A :class:`Layout` is data: for each of our modules, it names the modules of the other program whose tensors hold the
+same numbers. :func:`targets` makes the list of all tensors of the other program from a layout and a model's shape.
+Reading, checking and writing all follow that list.
 
 - **Conv1D**: GPT-2 stores the matrices of its blocks transposed, [in, out].
-- **By head**: GPT-NeoX stores, for each head in turn, the rows of its query, its key and its value. Ours are all queries, all
-  keys, all values.
-- **In pairs**: ``llama.cpp`` rotates, for Llama, neighbouring rows of a head; ours and Hugging Face's rotate row i with row
-  i + D/2. So the rows of queries and keys come in another order there.
+- **By head**: GPT-NeoX stores, for one head after another, the rows of its query, its key and its value. We store all
+  queries, then all keys, then all values.
+- **In pairs**: for Llama, ``llama.cpp`` rotates neighbouring rows of a head together. We and Hugging Face rotate row i
+  with row i + D/2. The rows of queries and keys therefore have another order in ``llama.cpp``.
 """
 
 import re
@@ -30,7 +30,7 @@ class Form:
     """How a tensor of the other program differs from our rows with the same numbers.
 
     Attributes:
-        theirs: (our rows, shape of the model) → the other program's tensor.
+        theirs: a function from our rows and the model's shape to the other program's tensor.
         ours: the inverse of ``theirs``.
     """
 
@@ -77,8 +77,8 @@ class Place:
     """The modules of the other program that hold one of our modules.
 
     Attributes:
-        modules: their names, with ``{n}`` for the block. Their rows, one after another, are ours.
-        form: how each of their tensors differs from our rows; one for all, or one for each module.
+        modules: their names, with ``{n}`` for the block. Their rows, one after another, are our rows.
+        form: how their tensors differ from our rows: one form for all, or one for each module.
     """
 
     modules: tuple[str, ...]
@@ -94,11 +94,12 @@ class Layout:
     """The names and forms of all tensors of a family of models in another program.
 
     Attributes:
-        places: our module, with ``{n}`` for the block, → its place. A part that a model lacks, such as ``wpe``, is ignored.
-        biased: our modules that always have a bias there; where ours has none, it is written as zeros.
-        base: a prefix of their names that files may leave out, since the bare decoder was saved.
+        places: our module, with ``{n}`` for the block, → its place. A module that a model lacks, for example ``wpe``,
+            is ignored.
+        biased: our modules that always have a bias in the other program; if ours has none, zeros are written.
+        base: a prefix of their names that is missing in files of the bare decoder.
         aliases: their name → another name of the same tensor in files.
-        ignored: regular expression of names that hold no weights, such as masks that older files keep.
+        ignored: regular expression for names of tensors that are not weights, for example masks in older files.
     """
 
     places: Mapping[str, Place]
@@ -108,7 +109,7 @@ class Layout:
     ignored: str = r"(?!)"
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor in a file is no weight of the model."""
+        """Whether a tensor in a file is not a weight of the model."""
         return re.fullmatch(self.ignored, name) is not None
 
     def names_of(self, name: str) -> tuple[str, ...]:
@@ -122,9 +123,9 @@ class Target:
     """One tensor of the other program.
 
     Attributes:
-        name: its name there.
-        shape: its shape there.
-        source: the name of our parameter; None: the tensor is zeros, since our model has no such bias.
+        name: its name in the other program.
+        shape: its shape in the other program.
+        source: the name of our parameter; None: our model has no such bias, and the tensor is zeros.
         start: the first row of our parameter that it holds.
         rows: how many rows.
         form: how it differs from these rows.
@@ -139,12 +140,12 @@ class Target:
 
 
 def targets(model: ModelConfig, layout: Layout) -> list[Target]:
-    """All tensors that the other program has for a model of this shape, in the order of our parameters.
+    """All tensors of the other program for a model of this shape, in the order of our parameters.
 
-    The shapes follow from ours: for a tied head there is no tensor.
+    The shapes follow from ours. A tied head has no tensor.
 
     Raises:
-        KeyError: the layout has no place for a parameter, since no model of that family has this shape.
+        KeyError: the layout has no place for a parameter, because no model of that family has this shape.
     """
     found: list[Target] = []
     shapes = parameter_shapes(model)
@@ -178,7 +179,7 @@ def _pattern(module: str) -> tuple[str, str]:
 
 
 def _rows(model: ModelConfig, place: Place, rows: int) -> list[int]:
-    """How the rows of our module divide among their modules: by kinds of heads, or into a gate and a value of equal size."""
+    """How our module's rows are divided among their modules: by kinds of heads, or into a gate and a value of equal size."""
     if len(place.modules) == 3:
         return [heads * model.head_width for heads in (model.n_head, model.kv_heads, model.kv_heads)]
     return [rows // len(place.modules)] * len(place.modules)
@@ -205,7 +206,8 @@ def to_theirs(read: Callable[[str], Tensor], wanted: Iterable[Target], model: Mo
     """Yield the other program's tensors, in the order of ``wanted``, one at a time.
 
     Args:
-        read: reads our parameter of this name; called once for each, and only one is held.
+        read: reads our parameter of this name. It is called once for each parameter, and only one parameter is held at
+            a time.
         wanted: from :func:`targets`.
         model: the shape.
     """

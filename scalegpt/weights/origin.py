@@ -1,4 +1,4 @@
-"""A model to start from: the weights of a Hugging Face folder, checked against its shape and read one tensor at a time."""
+"""The model from which a run starts: the weights of a Hugging Face folder, checked and read one tensor at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ ReadWeights = Callable[[], Iterator[tuple[str, Tensor]]]
 
 @dataclass(frozen=True)
 class Origin:
-    """A model to start from.
+    """A model from which a run starts.
 
     Attributes:
         model: the shape of the weights as they are stored.
@@ -38,9 +38,9 @@ class Origin:
     def weights(self, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter's name and its fp32 CPU tensor for ``model``, one at a time.
 
-        ``model`` may differ from the stored shape in the rows of the vocabulary, and have fewer learned positions. Rows that
-        it lacks are cut off. Rows that it adds are the mean of the stored rows: an added token is then about as likely as
-        an average one (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
+        ``model`` may differ from the stored shape in the rows of the vocabulary, and have fewer learned positions. Rows
+        that it lacks are cut off. Rows that it adds are the mean of the stored rows, so that an added token is about as
+        likely as an average token (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models").
         """
         for name, value in self.stored():
             rows = model.block_size if name == POSITIONS else model.vocab_size
@@ -55,13 +55,13 @@ def _with_rows(value: Tensor, rows: int) -> Tensor:
 
 
 def open_folder(read: HfModel) -> Origin:
-    """Open the weights of a Hugging Face folder, and check every name, shape and dtype; no tensor is read.
+    """Open the weights of a Hugging Face folder, and check every name, shape and dtype. No tensor is read.
 
     Args:
         read: the folder's configuration.
 
     Raises:
-        InputError: the folder has no weights, a file is damaged or not allowed, or the tensors are not those of the
+        InputError: the folder has no weights, a file is damaged or not allowed, or the tensors do not match the
             configuration.
     """
     model = read.model
@@ -91,7 +91,9 @@ def open_folder(read: HfModel) -> Origin:
 
 
 def tokenizer_of(read: HfModel) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder; GPT-2's for a GPT-2 without tokenizer files and with its vocabulary.
+    """The tokenizer of a Hugging Face folder.
+
+    A GPT-2 model with GPT-2's vocabulary and without tokenizer files has GPT-2's.
 
     Raises:
         InputError: the folder has no tokenizer that can be read, or it has more tokens than the model.
@@ -101,7 +103,8 @@ def tokenizer_of(read: HfModel) -> Tokenizer:
     tokenizer = make_tokenizer(setting) if setting in NAMES else load_tokenizer(setting)
     if tokenizer.vocab_size > rows:
         raise InputError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} ids, and its model {rows:,}: they do not belong together"
+            f"{folder}: its tokenizer has {tokenizer.vocab_size:,} ids, but its model only {rows:,}: they do not "
+            "belong together"
         )
     return tokenizer
 
@@ -109,10 +112,10 @@ def tokenizer_of(read: HfModel) -> Tokenizer:
 def _named(
     files: WeightFiles, wanted: Iterable[Target], layout: Layout, model: ModelConfig
 ) -> tuple[dict[str, str], str | None]:
-    """The name in the files of each wanted tensor, and of a copy of the embedding as a tied head, if the files have one.
+    """The names of the wanted tensors in the files, and of a tied head's copy of the embedding if the files have one.
 
     Raises:
-        InputError: a tensor is missing, is not one of the model, or has another shape or a dtype that is not read.
+        InputError: a tensor is missing, does not belong to the model, or has another shape or an unsupported dtype.
     """
     named: dict[str, str] = {}
     missing = []
@@ -129,23 +132,25 @@ def _named(
             )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{files.path}: the tensor {missing[0]}{more} of its config.json is missing from its weights")
+        raise InputError(f"{files.path}: its weights lack the tensor {missing[0]}{more} of its config.json")
     tied = _copy_of_embedding(files, layout, model)
     used = {*named.values(), *([] if tied is None else [tied])}
     for name in files.shapes:
         if name not in used and not layout.is_ignored(name):
-            raise InputError(f"{files.path}: its weights have {shown(name)}, which a model of its config.json has not")
+            raise InputError(
+                f"{files.path}: its weights have {shown(name)}, which a model of its config.json does not have"
+            )
     for name in used:
         if not isinstance(files.dtypes[name], torch.dtype):
             raise InputError(
-                f"{files.path}: {name} has the dtype {files.dtypes[name]}, which is not read; give weights in fp32, bf16 or "
-                "fp16"
+                f"{files.path}: {name} has the dtype {files.dtypes[name]}, which is not supported; give weights in "
+                "fp32, bf16 or fp16"
             )
     return named, tied
 
 
 def _copy_of_embedding(files: WeightFiles, layout: Layout, model: ModelConfig) -> str | None:
-    """The name of a head's tensor that the files hold although the head is tied, with the shape of the embedding."""
+    """The name of a tied head's tensor, if the files hold one; it must have the shape of the embedding."""
     if not model.tie_head:
         return None
     untied = targets(replace(model, tie_head=False, n_layer=1), layout)

@@ -56,7 +56,7 @@ def _gpt_neox() -> Layout:
 
 
 def _llama() -> Layout:
-    """The layout of Llama, and of the families that name their tensors as Llama does: Mistral, SmolLM3, Qwen2, Qwen3."""
+    """The layout of Llama, and of the families that use Llama's names of tensors: Mistral, SmolLM3, Qwen2, Qwen3."""
     block = "model.layers.{n}."
     return Layout(
         {

@@ -1,6 +1,7 @@
-"""What an export takes over from the folder that a model came from: the longest context and how text is generated.
+"""The settings of an original model that an export copies: the longest context, and how text is generated.
 
-It is kept as ``origin.json`` in the run's folder, since the Hugging Face folder may be gone when the run is exported.
+They are stored as ``origin.json`` in the run's folder, since the Hugging Face folder may be gone when the run is
+exported.
 """
 
 import json
@@ -23,10 +24,10 @@ _ABOUT_TRANSFORMERS = ("transformers_version", "_from_model_config")
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What is known of the Hugging Face folder that a model came from.
+    """The settings of the Hugging Face folder from which a model came.
 
     Attributes:
-        positions: the most tokens that the model can read there; 0: not known.
+        positions: the longest context of the original model, in tokens; 0: not known.
         tokenizer: the :attr:`~scalegpt.data.tokenizers.base.Tokenizer.text_digest` of the folder's tokenizer, to which the
             ids belong; None: not known.
         ids: the ids of the tokens that begin, end and pad a text, under their keys in ``config.json``; None: there is none.
@@ -40,7 +41,7 @@ class TakenOver:
 
     @classmethod
     def of(cls, read: HfModel, tokenizer: str | None) -> "TakenOver":
-        """What a folder says; ``tokenizer`` is the text digest of its tokenizer.
+        """Read the settings of a folder. ``tokenizer`` is the text digest of its tokenizer.
 
         Raises:
             InputError: ``generation_config.json`` cannot be read.
@@ -54,7 +55,9 @@ class TakenOver:
 
     @classmethod
     def beside(cls, run: Path) -> "TakenOver":
-        """What is kept in a run's folder; nothing is known if the run did not begin with a Hugging Face folder.
+        """Read the settings that are stored in a run's folder.
+
+        They are empty if the run did not begin with a Hugging Face folder.
 
         Raises:
             InputError: the file is damaged.
@@ -65,7 +68,7 @@ class TakenOver:
         values = _object(path)
         kinds = {"positions": int, "tokenizer": str | None, "ids": dict, "generation": dict}
         if values.keys() != kinds.keys() or not all(isinstance(values[key], kind) for key, kind in kinds.items()):
-            raise InputError(f"{path} is not what ScaleGPT wrote; restore it, or remove it to export without it")
+            raise InputError(f"{path} is damaged; restore it, or remove it to export without its settings")
         return cls(**values)
 
     def as_file(self) -> bytes:
@@ -73,11 +76,14 @@ class TakenOver:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     def special_ids(self, rows: int) -> dict[str, Any]:
-        """:attr:`ids` within a vocabulary of ``rows``; a run may have cut off others."""
+        """Those of :attr:`ids` that are in a vocabulary of ``rows``, since a run may have cut off others."""
         return {key: _inside(value, rows) for key, value in self.ids.items()}
 
     def generation_config(self, rows: int, *, ids: bool) -> dict[str, Any]:
-        """:attr:`generation`, with ids of tokens only if ``ids``, and only those within a vocabulary of ``rows``."""
+        """:attr:`generation`.
+
+        If ``ids`` is true it includes the ids of tokens in a vocabulary of ``rows``, otherwise no ids.
+        """
         values = {key: _inside(value, rows) if key.endswith(_ID) else value for key, value in self.generation.items()}
         return {key: value for key, value in values.items() if ids or not (key.endswith(_ID) or key in _OF_TOKENS)}
 

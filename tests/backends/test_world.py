@@ -99,10 +99,10 @@ def test_cuda_is_taken_where_it_is(cards: Any) -> None:
 
 def test_more_ranks_than_devices_are_refused(cards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cards(2)
-    with pytest.raises(InputError, match="3 ranks on this machine but 2 CUDA devices; start at most 2"):
+    with pytest.raises(InputError, match="3 ranks on this machine, but only 2 CUDA devices; start at most 2"):
         choose_device("auto", 0, 3)
     monkeypatch.setattr(module, "usable_cores", lambda: 4)
-    with pytest.raises(InputError, match="5 ranks on this machine but 4 CPU cores; start at most 4"):
+    with pytest.raises(InputError, match="5 ranks on this machine, but only 4 CPU cores; start at most 4"):
         choose_device("cpu", 0, 5)
 
 

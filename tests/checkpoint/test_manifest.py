@@ -162,8 +162,8 @@ def pieces_of(document: dict[str, Any]) -> Any:
         (lambda d: d["progress"].update(loss_scale=None), "its progress has the invalid loss_scale"),
         *((lambda d, key=key: d["progress"].update({key: 2**53 + 1}), f"its progress has the invalid {key}")
           for key in ("step", "tokens", "sequences")),
-        (lambda d: d["progress"].update(skipped_steps=8), "more steps skipped than taken"),
-        (lambda d: d["progress"].update(left_out=57), "more data skipped than consumed"),
+        (lambda d: d["progress"].update(skipped_steps=8), "more skipped steps than steps"),
+        (lambda d: d["progress"].update(left_out=57), "more skipped data than data"),
         (lambda d: d.update(progress=[]), "TypeError"), (lambda d: d.update(progress=7), "TypeError"),
         (lambda d: d.update(data=7), "data or run is not a string"),
         (lambda d: d.update(run=None), "data or run is not a string"),

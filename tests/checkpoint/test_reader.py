@@ -68,7 +68,7 @@ def test_the_weights_come_whole(opened: dict[int, Checkpoint]) -> None:
 
 def test_what_is_not_there_is_bad_input(opened: dict[int, Checkpoint]) -> None:
     checkpoint = opened[2]
-    with pytest.raises(InputError, match=r"has no exp_avg of blocks.9; the checkpoint is of a model of another shape"):
+    with pytest.raises(InputError, match=r"has no exp_avg of blocks.9; the checkpoint's model has another shape"):
         checkpoint.read("blocks.9", "exp_avg", 0, 1)
     with pytest.raises(InputError, match="weight of one has fewer than 2 elements"):
         checkpoint.read("one", "weight", 0, 2)

@@ -137,7 +137,7 @@ def test_a_plan_uses_the_detected_gpus(machine: Any, printed: Any) -> None:
         "name": "NVIDIA A100-SXM4-40GB", "usable_bytes": (40960 - 512) * 2**20, "count": 2, "nodes": 1,
     }  # fmt: skip
     assert found["notes"] == []
-    assert "planned for 8 GPUs, this machine has 2" in printed("plan --preset tiny --backend fsdp --gpus 8")
+    assert "planned for 8 GPUs, but this machine has 2" in printed("plan --preset tiny --backend fsdp --gpus 8")
 
 
 def test_a_plan_notes_memory_in_use_and_mixed_cards(machine: Any, printed: Any) -> None:

@@ -59,7 +59,7 @@ def test_a_long_context_is_planned_with_a_shorter_block_and_says_so(tmp_path: Pa
     folder = model(tmp_path / "llama", "Llama-3.2-1B")
     answer = scalegpt.plan(hf=folder, gpu="h100", gpus=8)
     assert answer.choice.run.model.block_size == 8192
-    assert any("planned for blocks of 8,192 tokens, of the 131,072" in note for note in answer.notes)
+    assert any("planned for blocks of 8,192 tokens, out of the 131,072" in note for note in answer.notes)
     assert "--block_size 8192" in answer.command()
     answer = scalegpt.plan(hf=folder, gpu="h100", gpus=8, block_size=16384)
     assert answer.choice.run.model.block_size == 16384

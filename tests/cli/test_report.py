@@ -102,7 +102,7 @@ def test_files_that_are_missing_or_damaged_leave_gaps(runs: list[Path], call: Ca
         (["{garbage}"], "has nothing to report: no step is in its metrics.jsonl"),
         (["{run}"] * 13, "13 runs are too many for one page; give at most 12"),
         (["{run}", "--out", "{folder}"], "cannot be written: Is a directory"),
-        (["{run}", "--port", "80"], "--port is of --live"),
+        (["{run}", "--port", "80"], "--port is the port of the page that --live serves"),
         (["{run}", "--live", "--port", "66000"], "port 66000 is not a port"),
         (["{run}", "--live", "--out", "x.html"], "--live serves the page and --out writes it"),
     ],

@@ -142,10 +142,10 @@ def test_prompts_may_come_from_standard_input(
 def test_prompts_that_cannot_be_read_are_refused(letters: Path, refused: Sample, tmp_path: Path) -> None:
     for name, text, words in (
         ("a.txt", "\n \n", "holds no prompt"),
-        ("b.jsonl", '{"prompt": "a"}\n\n{"promt": "b"}', "b.jsonl, line 3 is no JSON object with a text under"),
-        ("c.jsonl", '{"prompt": 3}', "line 1 is no JSON object"),
-        ("d.jsonl", '{"prompt": "a"', "line 1 is no JSON object"),
-        ("e.txt", '{"prompt": "a"}\nb', "line 2 is no JSON object"),
+        ("b.jsonl", '{"prompt": "a"}\n\n{"promt": "b"}', "b.jsonl, line 3 is not a JSON object like"),
+        ("c.jsonl", '{"prompt": 3}', "line 1 is not a JSON object"),
+        ("d.jsonl", '{"prompt": "a"', "line 1 is not a JSON object"),
+        ("e.txt", '{"prompt": "a"}\nb', "line 2 is not a JSON object"),
         ("f.txt", "a\nb!", "prompt 2: character '!'"),
     ):
         (tmp_path / name).write_text(text)

@@ -559,7 +559,7 @@ def test_the_help_explains_its_defaults(command_name: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main([command_name, "--help"])
     text = capsys.readouterr().out
-    note = "[value] after a flag: the default, unless the preset or a configuration file sets another\n"
+    note = "[value] after a flag: its default, unless the preset or a configuration file sets another value\n"
     assert text.count(note) == 1
     assert text.index(note) < text.index("usage:")
 

@@ -59,6 +59,27 @@ def test_a_run_on_files_of_megatron(command: Callable[..., str]) -> None:
     assert scored["loss"] > 0
 
 
+def test_a_run_on_tokens_and_text_at_addresses(command: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    store = pytest.importorskip("fsspec").filesystem("memory")
+    write_datatrove(Path("data/0.ds"), DOCUMENTS)
+    for path in Path("data").iterdir():
+        store.pipe(f"/bucket/tokens/{path.name}", path.read_bytes())
+    said = command("train", tokenizer="byte", **{**RUN, "input_file": "memory://bucket/tokens", "max_iters": 2})
+    assert "datatrove's file as it is" in said
+    config = yaml.safe_load(Path("runs/run/config.yaml").read_text())
+    assert config["data"]["input_file"] == "memory://bucket/tokens"
+    assert "step 2" in command("train", tokenizer="byte", **{**RUN, "input_file": "memory://bucket/tokens"})
+    assert json.loads(command("eval", "runs/run", "--json"))["split"] == "val"
+    shown = json.loads(command("data", "inspect", "memory://bucket/tokens", "--json", tokenizer="byte"))
+    assert (shown["format"], shown["documents"], shown["ids_outside_vocabulary"]) == ("datatrove", 60, 0)
+    Path("text.txt").write_text("the same line again\n" * 100)
+    text = f"file://{Path('text.txt').absolute()}"
+    assert "read as utf-8" in command("train", tokenizer="byte", **{**RUN, "model_name": "other", "input_file": text})
+    assert json.loads(command("eval", "runs/other", "--json", input_file=text))["bytes"] == 2000
+    line = command("train", fails=True, tokenizer="byte", **{**RUN, "input_file": "memory://bucket/nothing"})
+    assert "memory://bucket/nothing does not exist" in line
+
+
 def test_packing_is_refused_where_no_token_ends_documents(command: Callable[..., str]) -> None:
     write_megatron(Path("data/a_document"), [[doc[:-1]] for doc in DOCUMENTS])
     assert "data has none; write it after each" in command(

@@ -236,12 +236,15 @@ def test_the_ledger_is_the_same_for_every_layout_and_after_a_resume(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["runs/run", "--steps", "x"], "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not 'x'"),
+        (
+            ["runs/run", "--steps", "x"],
+            "steps must be A or A:B with whole numbers from 1 on, for example 100:120, not 'x'",
+        ),
         (["runs/run", "--steps", "3:2"], "steps 3:2 names no step"),
         (["runs/run", "--steps", "0"], "steps 0 names no step"),
         (
             ["runs/run", "--steps", "-1:3"],
-            "steps must be A or A:B, whole numbers from 1 on, such as 100:120, not '-1:3'",
+            "steps must be A or A:B with whole numbers from 1 on, for example 100:120, not '-1:3'",
         ),
         (["runs/run", "--steps", "1:17"], "runs/run has taken 16 steps; ask for at most step 16"),
         (["runs/rum", "--steps", "1"], "run runs/rum does not exist; did you mean run?"),

@@ -38,7 +38,7 @@ def test_the_python_reference_has_the_docstrings() -> None:
     text = text_of("python.html")
     assert [name for name in ("plan", "train", "load", "generate") if f"{name}(" not in text] == []
     assert not re.search(r":(func|data|class|attr):", text)
-    assert "Choose the fastest way to train a model that fits a machine" in text
+    assert "Choose the fastest way to train a model within a machine's memory" in text
 
 
 def test_no_page_fetches_anything_from_elsewhere() -> None:

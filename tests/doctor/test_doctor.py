@@ -206,7 +206,7 @@ def test_a_limit_on_files_is_found() -> None:
     ("name", "value", "said"),
     [
         ("OMP_NUM_THREADS", "1", "OMP_NUM_THREADS is 1"),
-        ("CUDA_LAUNCH_BLOCKING", "1", "each kernel is waited for"),
+        ("CUDA_LAUNCH_BLOCKING", "1", "makes training slow"),
         ("WORLD_SIZE", "4", "waits for other ranks"),
         ("NCCL_P2P_DISABLE", "1", ""),
     ],
@@ -256,7 +256,7 @@ def test_a_port_open_to_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         port = blocker.getsockname()[1]
         monkeypatch.setattr(network, "PORTS", {port: "torchrun"})
         monkeypatch.setattr(network, "_listening", lambda: {port: {"0.0.0.0"}})
-        assert "open to the network" in found("ports")[0].what
+        assert "other machines reach it" in found("ports")[0].what
 
 
 def test_a_clock_that_jumps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

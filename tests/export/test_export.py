@@ -130,7 +130,7 @@ def test_a_folder_of_another_program_is_to_be_imported_first(
     saved(random_model("gpt2"), tmp_path / "their model")
     for to in ("hf", "gguf", "safetensors"):
         line = call("export", "their model", "--to", to, "--out", "out", status=2)
-        assert "export takes a run; make one: scalegpt import 'their model' --model_name NAME" in line
+        assert "but export takes a run; make one: scalegpt import 'their model' --model_name NAME" in line
 
 
 def test_large_weights_are_divided_into_files(
@@ -201,7 +201,7 @@ def test_what_exists_is_not_replaced(make_run: Callable[..., Path], call: Callab
         (("--to", "hf"), "--out"),
         (
             ("--to", "hf", "--out", "x.gguf"),
-            "x.gguf: .gguf means llama.cpp's format, and --to hf writes a folder; use --out x",
+            "x.gguf: .gguf means llama.cpp's format, but --to hf writes a folder; use --out x",
         ),
         (("--to", "gguf", "--out", "x.safetensors"), "--to gguf writes GGUF; use --out x.gguf"),
         (("--to", "hf", "--out", "x", "--max_shard_size", "big"), "max_shard_size must be a size such as 5GB"),

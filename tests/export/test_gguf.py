@@ -142,7 +142,7 @@ def test_exact_gelu_is_written_with_a_remark(
     make_run: Callable[..., Path], call: Callable[..., str], tmp_path: Path
 ) -> None:
     facts = json.loads(call("export", make_run(), "--to", "gguf", "--out", tmp_path / "out.gguf", "--json"))
-    assert facts["notes"] == ["the model was trained with exact GELU, and llama.cpp computes its tanh form"]
+    assert facts["notes"] == ["the model was trained with exact GELU, but llama.cpp computes its tanh form"]
 
 
 @pytest.mark.parametrize(

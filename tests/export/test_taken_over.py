@@ -48,7 +48,7 @@ def exported(call: Callable[..., str], run: str, out: str) -> tuple[dict[str, An
 
 
 IDS = {"bos_token_id": None, "eos_token_id": [3, 5], "pad_token_id": 6}
-NOTE = "context of 4,096 tokens, as the model that the run began with; it was trained here with 64"
+NOTE = "context of 4,096 tokens, that of the original model; this run trained with 64"
 
 
 def test_an_imported_run_is_exported_with_what_its_folder_said(theirs: Path, call: Callable[..., str]) -> None:
@@ -114,4 +114,4 @@ def test_damaged_files_are_refused(theirs: Path, call: Callable[..., str]) -> No
     call("import", theirs, "--model_name", "run")
     Path("runs/run/origin.json").write_text('{"positions": "many"}')
     line = call("export", "runs/run", "--to", "hf", "--out", "out", status=2)
-    assert "runs/run/origin.json is not what ScaleGPT wrote; restore it, or remove it to export without it" in line
+    assert "runs/run/origin.json is damaged; restore it, or remove it to export without its settings" in line

@@ -60,7 +60,7 @@ def test_more_cards_than_there_are_is_allowed_and_said(at_hand: Any) -> None:
     cards = [Gpu(name="NVIDIA GeForce RTX 3090")] * 2
     machine = at_hand(cards, {"gpus": 8}, nvlink="all")
     assert machine.gpus == 8
-    assert machine.notes == ("planned for 8 GPUs, this machine has 2",)
+    assert machine.notes == ("planned for 8 GPUs, but this machine has 2",)
     assert (machine.link.kind, machine.link.peer) == ("pcie", False)  # a bridge joins two
 
 

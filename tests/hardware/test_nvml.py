@@ -158,7 +158,7 @@ def test_a_mig_device_is_a_card_of_its_own(machine: Any) -> None:
     assert (device.label, device.name, device.card) == ("0:0", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", None)
     assert device.usable_bytes == (5 * 1024 - 200) * MIB
     assert (device.capability, device.host_gbps) == ("8.0", 64)  # the card's: the part does not report it
-    assert found().notes == ("planned for MIG device 0:0 alone: CUDA shows a process one of them",)
+    assert found().notes == ("planned for MIG device 0:0 alone, since CUDA shows a process only one",)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_rates_are_kept_by_processor_threads_and_torch(cache: Path, monkeypatch:
     ("text", "said"),
     [
         ("{", "not JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "does not hold a JSON object"),
         ('{"format": "other"}', "its format is not scalegpt-processors 1"),
         ('{"format": "scalegpt-processors", "version": 1}', "it has no list of processors"),
     ],
@@ -63,7 +63,7 @@ def test_a_damaged_file_is_said_and_replaced(
     assert found.measured is None
     assert found.warning is not None
     assert said in found.warning
-    assert "the kept rates of processors cannot be used" in found.warning
+    assert "the stored rates of processors cannot be used" in found.warning
     assert str(processors_path()) in found.warning
     assert keep(HERE, MEASURED) is None
     assert read_anew(monkeypatch, HERE) == Kept(MEASURED)
@@ -110,7 +110,7 @@ def test_a_plan_says_what_is_wrong_with_the_rates(cache: Path) -> None:
     assert "while the machine was busy" in note
     (cache / "processors.json").write_text("{")
     (note,) = planned_machine(settings, torch="2.12.0").notes
-    assert note.endswith("the next run measures them anew")
+    assert note.endswith("the next run measures them again")
 
 
 def test_threads_are_the_users_or_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ BAD = {
     "- name: RTX 4090\n  link: bus": ":2: link must be one of nvlink, xgmi, pcie, not 'bus'",
     "- name: RTX 4090\n  link_cards: 0": ":2: link_cards must be a whole number above 0",
     "- name: RTX 4090\n  peer: maybe": ":2: peer must be true or false, not 'maybe'",
-    "- name: RTX 4090\n  capability: sm_89": ":2: capability must be such as 8.6, or gfx942",
+    "- name: RTX 4090\n  capability: sm_89": ":2: capability must be a compute capability (8.6)",
     "- name: RTX 4090\n  match: 4090": ":2: match must be a list of words",
     "- name: RTX 4090\n  gbps: 5\n  gbps: 6": ":3: gbps appears twice; keep one of them",
     "- name: RTX 4090\n  gbps: 5\n- name: rtx 4090\n  tflops: 6": ":3: rtx 4090 is already defined at ",
@@ -135,7 +135,7 @@ BAD = {
     "- name: T4\n  aliases: [l4]": ":1: a name of T4 already belongs to L4; choose another",
     "- name: RTX 4090\n\tgbps: 5": ":2: not YAML: found ",
     "- name: [RTX 4090": ":2: not YAML: ",
-    "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not read; write the value itself",
+    "- name: RTX 4090\n  gbps: *speed": ":2: aliases (*name) are not supported; write the value itself",
     "- name: RTX 4090\n  gbps: \x01": ": not YAML: it has a character that YAML does not allow",
 }
 

@@ -125,7 +125,7 @@ def test_without_end_of_text_the_first_character_of_a_document_is_not_scored(tin
     assert (result.tokens, result.bytes) == (2, 4)
     assert result.nats == pytest.approx(nats, rel=1e-6)
     Path("one.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(InputError, match="no token to predict"):
+    with pytest.raises(InputError, match="no token after its first"):
         model.evaluate("one.txt")
     Path("other.txt").write_text("abx", encoding="utf-8")
     with pytest.raises(InputError, match=r"^input other.txt: character 'x'"):

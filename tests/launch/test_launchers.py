@@ -174,4 +174,4 @@ def test_more_ranks_than_devices_are_refused(tmp_path: Path, text: Path) -> None
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
-    assert f"{cores + 1} ranks on this machine but {cores} CPU cores" in done.stderr
+    assert f"{cores + 1} ranks on this machine, but only {cores} CPU cores" in done.stderr

@@ -213,7 +213,7 @@ def test_an_offload_of_the_file_and_the_flag_together_are_fine(own_file: Any) ->
         ({"bf16": True}, "bf16 must be an object"),
         ({"fp16": "auto"}, "fp16 must be an object"),
         ({"data_types": 1}, "data_types must be an object"),
-        ({"zero_optimization": {"stage": 3}}, "is for ZeRO stage 3, the run for 2; use --zero_stage 3"),
+        ({"zero_optimization": {"stage": 3}}, "is for ZeRO stage 3, but the run is for 2; use --zero_stage 3"),
         ('{"fp16": {}, "fp16": {}}', "the key 'fp16' appears twice; remove one"),
         ("[" * 100_000, "objects and lists nest deeper than 32"),
         ('{"a": NaN}', "a is unknown"),

@@ -86,7 +86,9 @@ def test_the_next_start_takes_less_and_the_step_stays(tmp_path: Path) -> None:
     again = oom.shrunk(plan.run, directory, ranks=1, device="cpu")
     assert again is not None
     assert again[0].train.micro_batch == 2
-    assert "cannot reduce memory further" in oom.remember(directory, replace(plan, batch=BatchPlan(1, 8, 1, 64)), "cpu")
+    assert "cannot reduce the memory further" in oom.remember(
+        directory, replace(plan, batch=BatchPlan(1, 8, 1, 64)), "cpu"
+    )
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"micro_batch": "4"}', '{"micro_batch": 0, "ranks": 1, "device": "cpu"}'])

@@ -48,7 +48,7 @@ def test_the_steps_asked_for_are_recorded(train: Callable[..., str]) -> None:
     assert len(shown[0].splitlines()) == 11
     assert [line[:44].strip() for line in shown[2].splitlines()[1:8]] == [
         "matmuls, recompute", "attention", "loss", "norms and other elementwise", "optimizer",
-        "waiting, and what no operator covers", "whole step, while recorded",
+        "waiting, and time outside of operators", "whole step, with the recorder",
     ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_a_trace_that_cannot_be_written_ends_no_run(train: Callable[..., str]) -
     [
         ("--max_iters 3 --profile 4:5", "profile 4:5: the run has 3 steps; give steps among them"),
         ("--profile 5:4", "profile 5:4 names no step"),
-        ("--profile first", "profile must be A or A:B, whole numbers from 1 on, such as 100:120, not 'first'"),
+        ("--profile first", "profile must be A or A:B with whole numbers from 1 on, for example 100:120, not 'first'"),
     ],
 )
 def test_steps_that_no_run_has_are_refused(words: str, said: str, train: Callable[..., str]) -> None:

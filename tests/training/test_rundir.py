@@ -259,7 +259,7 @@ def test_what_the_files_should_tell_and_do_not_is_missed(directory: RunDirectory
     assert directory.gaps(read_history(directory.metrics, 0, 4)) == []
     directory.metrics.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in (1, 2, 5)))
     metrics, ledger = directory.gaps(read_history(directory.metrics, 6, 4))
-    assert "metrics.jsonl lacks 3 of the 6 steps, from step 3 on, and the report will lack them too" in metrics
+    assert "metrics.jsonl lacks 3 of the 6 steps, from step 3 on, so the report lacks them too" in metrics
     assert "data_ledger.jsonl lacks steps 1 to 6, so it is unknown which data" in ledger
     directory.ledger.append(STRETCH)
     assert directory.gaps(read_history(directory.metrics, 2, 4)) == []

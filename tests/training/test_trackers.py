@@ -239,7 +239,7 @@ def test_a_long_outage_does_not_fill_the_memory(fragile: Any, monkeypatch: pytes
     log_steps(records, sinks, 1, 30, 0.0)
     for sink in sinks:
         sink.close()
-    assert sum("no more is sent until the next start" in line for line in said) == 1
+    assert sum("sending stops until the next start" in line for line in said) == 1
     Fragile.out.clear()
     for sink in fragile()[1]:
         sink.close()

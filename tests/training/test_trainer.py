@@ -185,11 +185,11 @@ def test_a_request_to_stop_learns_what_happens_next(trainer: Any, monkeypatch: p
     one.fit()
     assert seen == [
         "finishing step 1, then saving",
-        "finishing what is under way (saving) and one step, then saving",
-        "finishing what is under way (evaluation) and one step, then saving",
+        "finishing the current work (saving) and one step, then saving",
+        "finishing the current work (evaluation) and one step, then saving",
         "finishing step 2, then saving",
-        "no further step is taken; finishing what is under way: saving",
-        "no further step is taken; finishing what is under way: evaluation",
+        "no further step is taken; finishing the current work: saving",
+        "no further step is taken; finishing the current work: evaluation",
     ]
     assert one.job.stop.what_next() == ""
 

@@ -1,7 +1,9 @@
-"""Make a DeepSpeed engine skip a step and clear its gradients; weights, moments, step counts and loss scale do not change.
+"""Makes a DeepSpeed engine skip a step and clear its gradients.
 
-DeepSpeed (0.19.8) skips a step only if it finds gradients that are not finite. Its check depends on its wrapper of the
-optimizer:
+Weights, moments, step counts and loss scale do not change.
+
+DeepSpeed (0.19.8) skips a step only if it finds gradients that are not finite. How it checks them depends on its
+wrapper of the optimizer:
 
 ================================  ========================================================================================
 wrapper (stage)                   what makes ``step()`` return without a step
@@ -25,7 +27,7 @@ from typing import Any
 
 @contextmanager
 def discarding(optimizer: Any) -> Iterator[None]:
-    """While the ``with`` block runs, make ``engine.step()`` skip the step and clear the gradients.
+    """Make ``engine.step()`` skip the step and clear the gradients inside the ``with`` block.
 
     Args:
         optimizer: DeepSpeed's wrapper around the optimizer.
@@ -62,8 +64,8 @@ def discarding(optimizer: Any) -> Iterator[None]:
 def forget_gradients(optimizer: Any) -> None:
     """Clear the gradients that DeepSpeed keeps after a skipped step.
 
-    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients are accumulated
-    (``averaged_gradients``): NaN would stay there, and every later step would be skipped too.
+    With the optimizer offloaded, stages 1 and 2 reset their flags but not the buffers in which fp32 gradients are
+    accumulated (``averaged_gradients``): a NaN would stay there, and every later step would be skipped too.
     """
     if hasattr(optimizer, "check_grad_overflow"):
         for group in optimizer.averaged_gradients:
@@ -72,7 +74,7 @@ def forget_gradients(optimizer: Any) -> None:
 
 @contextmanager
 def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While the ``with`` block runs, give an attribute of an object another value."""
+    """Give an attribute of an object another value inside the ``with`` block."""
     assert hasattr(owner, name), f"this DeepSpeed's {type(owner).__name__} has no {name}"
     own = vars(owner)
     had, before = name in own, own.get(name)
@@ -87,4 +89,4 @@ def _overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Do nothing, in place of a method."""
+    """Do nothing. This replaces a method."""

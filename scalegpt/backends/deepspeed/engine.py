@@ -2,13 +2,14 @@
 
 Four choices make it agree with the other backends:
 
-- fp32 masters are exact. DeepSpeed makes its masters from weights already rounded to bf16. Afterwards the masters are set
-  from the fp32 values, and the bf16 copies are updated.
+- fp32 masters are exact. DeepSpeed makes its masters from weights that are already rounded to bf16, so they are set
+  again from the fp32 values, and the bf16 copies are updated.
 - Gradients are accumulated and reduced in fp32, at every stage.
 - Stage 0 runs DeepSpeed's fp32 engine, and the model itself computes in bf16, as under ``plain``. DeepSpeed's own bf16 path
   at stage 0 accumulates gradients in bf16.
-- The optimizer is torch's, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon is
-  ScaleGPT's, at stage 0 only: from stage 1 on DeepSpeed's optimizers hold flat parts of groups, which are no matrices.
+- The optimizer is torch's, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon
+  is ScaleGPT's own, and works only at stage 0: from stage 1 on, DeepSpeed's optimizers hold flat parts of groups
+  instead of matrices.
 """
 
 import logging
@@ -86,12 +87,15 @@ class DeepSpeedBackend(Backend):
             deepspeed.zero.register_external_parameter(model, model.wte.weight)
 
     def forward(self, *arguments: Any, **options: Any) -> Tensor:
-        """See :meth:`Backend.forward`; the model is called through the engine, whose hooks gather weights at stage 3."""
+        """See :meth:`Backend.forward`.
+
+        The model is called through the engine, whose hooks gather weights at stage 3.
+        """
         result: Tensor = self.engine(*arguments, **options)
         return result
 
     def micro_step(self, tokens: Tensor, targets: Tensor, *, last: bool) -> Tensor:
-        """See :meth:`Backend.micro_step`; the engine itself divides the loss by the number of micro steps."""
+        """See :meth:`Backend.micro_step`. The engine itself divides the loss by the number of micro steps."""
         loss = self.engine(tokens, targets)
         self.engine.backward(loss)
         if not last:
@@ -119,7 +123,7 @@ class DeepSpeedBackend(Backend):
     def _steps_whole_gradients(self) -> bool:
         """Whether this class, not DeepSpeed, clips gradients and skips steps: at stage 0, except in fp16.
 
-        DeepSpeed's engine does not report the gradients' norm there.
+        In this case DeepSpeed's engine does not report the gradients' norm.
         """
         return self.stage == 0 and self.run.train.precision != "fp16"
 
@@ -149,7 +153,7 @@ class DeepSpeedBackend(Backend):
                     yield piece
 
     def _holding(self) -> Callable[[str, nn.Parameter, str], Piece | None]:
-        """The stage's function of name, parameter and key that returns this rank's piece; None if the rank has none."""
+        """The stage's function from name, parameter and key to this rank's piece, or None if the rank has no piece."""
         if self.stage == 0:
             masters = self._masters()
             return lambda name, parameter, key: self._whole(name, masters.get(parameter, parameter), key)
@@ -162,9 +166,9 @@ class DeepSpeedBackend(Backend):
 
     @staticmethod
     def _fragment(name: str, parameter: nn.Parameter, key: str) -> Piece | None:
-        """The piece at stages 1 and 2; None if this rank's part of the flattened group holds none of the parameter.
+        """The piece at stages 1 and 2; None if this rank's part of the group contains no element of the parameter.
 
-        DeepSpeed links each parameter to its fragment in the rank's part.
+        DeepSpeed stores this fragment with each parameter.
         """
         link: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if link is None:
@@ -173,7 +177,7 @@ class DeepSpeedBackend(Backend):
         return Piece(name, key, link.lp_fragment_address.start, values.detach().view(-1))
 
     def _partition(self, name: str, parameter: nn.Parameter, key: str) -> Piece | None:
-        """The piece at stage 3, which cuts each flattened tensor into equal parts: this rank's part without its padding."""
+        """The piece at stage 3, where each flattened tensor is cut into equal parts: this rank's part, without padding."""
         wrapper: Any = self.optimizer
         # The public method copies an offloaded optimizer's part to the GPU; this one returns the memory itself.
         part, _ = wrapper._get_fp32_opt_state_partition(
@@ -184,7 +188,7 @@ class DeepSpeedBackend(Backend):
         return Piece(name, key, start, part.detach().view(-1)[:count]) if count > 0 else None
 
     def _masters(self) -> dict[nn.Parameter, Tensor]:
-        """fp16 weight → fp32 master, which DeepSpeed's unfused fp16 optimizer (stage 0) keeps; empty in other cases."""
+        """fp16 weight → the fp32 master that DeepSpeed's unfused fp16 optimizer (stage 0) keeps; empty in other cases."""
         wrapper: Any = self.optimizer
         if self.stage > 0 or self.run.train.precision != "fp16":
             return {}
@@ -254,7 +258,7 @@ class DeepSpeedBackend(Backend):
             theirs.cur_scale, theirs.last_overflow_iter = scale, theirs.cur_iter - 1 - good_steps
 
     def _their_scaler(self) -> Any:
-        """DeepSpeed's object with the loss scale: the optimizer's wrapper at stage 0, else the wrapper's ``loss_scaler``."""
+        """The object that holds DeepSpeed's loss scale: the optimizer's wrapper at stage 0, else its ``loss_scaler``."""
         return getattr(self.optimizer, "loss_scaler", None) or self.optimizer
 
 
@@ -277,7 +281,7 @@ def _initialize(
 
 
 def _import_deepspeed(world: World) -> Any:
-    """Import DeepSpeed for this rank's device, with its log limited to warnings, and so that it compiles nothing."""
+    """Import DeepSpeed for this rank's device. Its log is limited to warnings, and it compiles nothing."""
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.size), ("LOCAL_RANK", world.local_rank)):

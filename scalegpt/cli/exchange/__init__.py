@@ -1,4 +1,4 @@
-"""``scalegpt import`` and ``scalegpt export``: models from and for other programs; one module each.
+"""``scalegpt import`` and ``scalegpt export``, one module each: models from other programs, and for other programs.
 
-May import all of :mod:`scalegpt`; torch only once the arguments have been checked.
+May import all of :mod:`scalegpt`. Torch is imported only after the arguments have been checked.
 """

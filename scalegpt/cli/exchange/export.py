@@ -41,7 +41,7 @@ ENDINGS = {
     "JSON": ".json",
     "safetensors": ".safetensors",
 }
-"""File format → the file name endings that mean it."""
+"""File format → the file name endings that stand for it."""
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -53,7 +53,7 @@ class ExportSettings(Section):
     to: str = setting("hf", "the format", choices=("hf", "gguf", "safetensors"))
     dtype: str = setting("fp32", "dtype of the weights; bf16 rounds to nearest", choices=("fp32", "bf16"))
     checkpoint: str = setting(LAST, "a step; best: the lowest held-out loss; last: the newest")
-    max_shard_size: str = setting("5GB", "hf: the largest file of weights, such as 500MB or 2GiB")
+    max_shard_size: str = setting("5GB", "hf: the largest size of a file of weights, for example 500MB or 2GiB")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,17 +103,17 @@ def _parser() -> Parser:
 
 
 def check_ending(out: Path, to: str) -> None:
-    """Refuse an output file whose ending, such as ``.pt``, means another format than the one to be written.
+    """Refuse an output file whose ending stands for another format, for example ``.pt``.
 
     Raises:
-        InputError: the ending means another format; the message proposes another name for ``--out``.
+        InputError: the ending stands for another format; the message proposes another name for ``--out``.
     """
     right = {"hf": "", "gguf": ".gguf", "safetensors": ".safetensors"}[to]
     for meaning, endings in ENDINGS.items():
         if out.suffix.lower() in endings.split() and out.suffix.lower() != right:
             instead = out.with_suffix(right)
             raise InputError(
-                f"out {out}: {out.suffix} means {meaning}, and --to {to} writes {_what(to)}; use --out {instead}"
+                f"out {out}: {out.suffix} means {meaning}, but --to {to} writes {_what(to)}; use --out {instead}"
             )
 
 
@@ -122,7 +122,7 @@ def _what(to: str) -> str:
 
 
 def _bytes(text: str) -> int:
-    """A size such as ``5GB``, ``500MB`` or ``2GiB`` in bytes.
+    """Read a size (``5GB``, ``500MB`` or ``2GiB``) as a number of bytes.
 
     Raises:
         InputError: the text is not a size, or is 0.

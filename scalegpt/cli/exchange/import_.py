@@ -1,4 +1,4 @@
-"""``scalegpt import``: make a run of a model that was trained elsewhere."""
+"""``scalegpt import``: make a run from a model that was trained elsewhere."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ scalegpt sample runs/smol --prompt "Once upon a time"
 scalegpt train --model_name smol --input_file my_text.txt --block_size 1024"""
 
 SUMMARY = """\
-Make a run of a Hugging Face folder, a run or a checkpoint, without training.
+Make a run from a Hugging Face folder, a run or a checkpoint, without training.
 
-sample, eval, export and train take the run as any other. Its checkpoint of step 0 has the weights in fp32. Nothing is
-downloaded, and no code of the folder is run."""
+sample, eval, export and train use it like any other run. Its checkpoint of step 0 has the weights in fp32. Nothing is
+downloaded, and no code in the folder is run."""
 
 SETTINGS = ("tokenizer", "end_of_text")
-"""The settings of the data that name a tokenizer."""
+"""The data settings that name a tokenizer."""
 
 THEIRS = "FOLDER's"
 
 ROWS = ("block_size", "vocab_size")
-"""The settings of the model that may differ from the folder's."""
+"""The model settings that may differ from the folder's."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +46,10 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser("import", SUMMARY, EXAMPLE)
     parser.add_argument(
-        "folder", type=path_argument, metavar="FOLDER", help="a Hugging Face folder, a run's or a checkpoint's"
+        "folder",
+        type=path_argument,
+        metavar="FOLDER",
+        help="folder of a Hugging Face model, of a run, or of a checkpoint",
     )
     parser.add_argument("--model_name", required=True, metavar="NAME", help="the run's folder in --runs_dir")
     parser.add_argument(

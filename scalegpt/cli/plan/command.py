@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.ui:
         return _serve(arguments, flags)
     if arguments.port is not None:
-        raise InputError("port is the port of the page; give --ui too")
+        raise InputError("--port is the port of the page that --ui serves; give --ui too")
     is_one_run = bool(
         arguments.preset
         or arguments.config_file
@@ -82,13 +82,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("plan", "Choose the fastest way to train that fits; your own settings are kept.", EXAMPLE)
+    parser = Parser("plan", "Find the fastest way to train a model within a GPU's memory.", EXAMPLE)
     run = parser.add_argument_group("what to plan")
     add_source(run, "none: all of them", hf=True)
     add_json(run)
-    run.add_argument("--html", type=path_argument, metavar="FILE", help="also write the plan as a page with pictures")
+    run.add_argument("--html", type=path_argument, metavar="FILE", help="also write the plan as a page with charts")
     run.add_argument(
-        "--trace", action="store_true", help="also trace the same step with torch (takes seconds) and compare"
+        "--trace", action="store_true", help="also trace the same step with torch, and compare (takes seconds)"
     )
     run.add_argument("--ui", action="store_true", help="serve the planner as a page on this machine, until Ctrl-C")
     run.add_argument("--port", metavar="N", help="the port of --ui; 0: any free one [8765]")
@@ -99,10 +99,10 @@ def _parser() -> Parser:
 
 
 def _serve(arguments: argparse.Namespace, flags: dict[str, Any]) -> int:
-    """Serve the page, with its form filled as the arguments say, until Ctrl-C.
+    """Serve the page until Ctrl-C, with its form filled from the arguments.
 
     Raises:
-        InputError: an argument has no place in the page, or the page cannot be served.
+        InputError: the page does not take an argument, or cannot be served.
     """
     from scalegpt.cli.plan.ui import serve
 
@@ -154,7 +154,7 @@ def _print_presets(arguments: argparse.Namespace, target: Target, flags: dict[st
 
 
 def _print_cards(arguments: argparse.Namespace, asked: Asked, given: Answer) -> int:
-    """Print the run's plan on every card. In JSON, ``choice`` is the run as configured, planned without a card."""
+    """Print the run's plan on every card. In JSON, ``choice`` is the plan of the run's own settings without a card."""
     rows = over_cards(asked)
     if arguments.json:
         show_json({**given.as_dict(), "gpus": [row.as_dict() for row in rows]})

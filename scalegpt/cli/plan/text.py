@@ -56,7 +56,7 @@ def _phases(plan: Plan, trace: dict[str, int] | None) -> str:
     table = aligned(rows, right=range(1, len(heads)))
     if trace:
         peak = max(trace.values())
-        table += f"\n\npeak {gib(plan.peak_bytes)} by arithmetic, {gib(peak)} traced: {plan.peak_bytes / peak - 1:+.2%}"
+        table += f"\n\npeak {gib(plan.peak_bytes)} calculated, {gib(peak)} traced: {plan.peak_bytes / peak - 1:+.2%}"
     return table
 
 
@@ -76,7 +76,7 @@ def _host_memory(plan: Plan) -> str:
     if not plan.machine.is_gpu:
         return ""  # on a processor the table has all memory of the process
     copy = plan.checkpoint_copy_bytes
-    more = f"{gib(copy)} for the copy that a checkpoint is written from" if copy else ""
+    more = f"{gib(copy)} for the copy from which a checkpoint is written" if copy else ""
     if not plan.host_bytes:
         return f"\n\nin host memory, for each GPU: {more}" if more else ""
     return f"\n\nin host memory, for each GPU: {gib(plan.host_bytes)}" + (f", and {more}" if more else "")

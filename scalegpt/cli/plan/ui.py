@@ -19,12 +19,12 @@ PORT = 8765
 
 
 class _Files(SimpleHTTPRequestHandler):
-    """Serves the files of a folder, under the policy that nothing may be loaded from elsewhere."""
+    """Serves the files of a folder, with a policy that forbids loading anything from elsewhere."""
 
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}  # noqa: RUF012
 
     def end_headers(self) -> None:
-        """Add the headers that every file has."""
+        """Add the headers that are sent with every file."""
         self.send_header("Content-Security-Policy", POLICY)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-cache")  # after the next `make site` the new files are used
@@ -38,7 +38,7 @@ def serve(values: Mapping[str, str], port: str | None = None) -> int:
     """Serve the page on 127.0.0.1 until Ctrl-C, and print its address. Return 0.
 
     Args:
-        values: what the form holds when the page is opened, as :func:`scalegpt.plan_page.browser.parts` takes it.
+        values: the first content of the form, as :func:`scalegpt.plan_page.browser.parts` takes it.
         port: the port; ``0``: any free one; None: :data:`PORT`.
 
     Raises:
@@ -46,8 +46,8 @@ def serve(values: Mapping[str, str], port: str | None = None) -> int:
     """
     if not (SITE / "index.html").is_file():
         raise InputError(
-            "ui: the page is not built; run `make site` in a checkout of the repository (it needs Node.js; the package does "
-            "not hold the page)"
+            "ui: the page is not built; run `make site` in a checkout of the repository, which needs Node.js "
+            "(the installed package does not contain the page)"
         )
     if port is not None and not (port.isascii() and port.isdigit() and int(port) < 65536):
         raise InputError(f"port must be a whole number from 0 to 65,535, not {port!r}")

@@ -1,6 +1,7 @@
-"""``scalegpt sample``: ``command`` reads the flags, ``prompts`` the texts to continue; ``printing`` and ``repl`` show text.
+"""``scalegpt sample``: ``command`` reads the flags, ``prompts`` reads the prompts, ``printing`` and ``repl`` show text.
 
-Read ``command.py`` first. May import all of :mod:`scalegpt`; torch only once the arguments have been checked.
+Read ``command.py`` first. May import all of :mod:`scalegpt`. Torch is imported only after the arguments have been
+checked.
 """
 
 from scalegpt.cli.sample.command import SampleSettings, main

@@ -40,8 +40,9 @@ class SampleSettings(SamplingSettings, InferenceSettings):
 
     num_samples: int = setting(
         1,
-        "continuations of each prompt; the first is drawn with the seed, and each further one with the next seed: the same "
-        "text as alone, whatever is drawn beside it",
+        "continuations of each prompt. The first is drawn with the seed, the next with seed + 1, and so on; a seed "
+        "gives "
+        "the same text whatever else is drawn",
         minimum=1,
         maximum=10**6,
     )
@@ -61,7 +62,7 @@ class Sampling:
         self.tokens, self.seconds = 0, 0.0
 
     def parts(self, prompts: Sequence[str], drawn: int = 0) -> Iterator["Part"]:
-        """The parts of the prompts' continuations. The first seed is increased by ``drawn``.
+        """Yield the parts of the prompts' continuations. The first seed is ``settings.seed`` + ``drawn``.
 
         Raises:
             InputError: a prompt has a character that the vocabulary lacks; raised before anything is drawn.
@@ -134,12 +135,15 @@ def _described(prompt: str, whole: "Continuation") -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser("sample", SUMMARY, EXAMPLE)
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="folder of a run, a checkpoint or Hugging Face")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="folder of a run, of a checkpoint, or of a Hugging Face model"
+    )
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="text to continue; -: standard input; none: standard input if it is a pipe, on a terminal ask for prompts, "
-        "else start a new text",
+        help="text to continue; -: read it from standard input. Without it, a prompt is read from a pipe, asked for "
+        "on a "
+        "terminal, or else a new text begins",
     )
     parser.add_argument(
         "--prompt_file", type=path_argument, metavar="FILE", help="UTF-8 file to continue instead; -: standard input"
@@ -148,14 +152,14 @@ def _parser() -> Parser:
         "--prompts_file",
         type=path_argument,
         metavar="FILE",
-        help='UTF-8 file of many prompts: one a line, or JSON Lines of {"prompt": TEXT}; -: standard input. Prompts of equal '
-        "length in tokens are drawn together; the output keeps the file's order",
+        help='UTF-8 file of many prompts, one a line, or JSON Lines of {"prompt": TEXT}; -: standard input. Prompts with '
+        "equal numbers of tokens are computed together; the output keeps the file's order",
     )
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="ask for prompts until an empty line or Ctrl-D; Ctrl-C stops a continuation. Each prompt takes the "
-        "seed after the one before",
+        help="ask for prompts until an empty line or Ctrl-D; Ctrl-C stops a continuation. Each prompt uses the next "
+        "seed",
     )
     parser.add_argument(
         "--stop",
@@ -166,8 +170,9 @@ def _parser() -> Parser:
     )
     add_json(
         parser,
-        "print one JSON object a line for each continuation: run, step, prompt, continuation, tokens, seed, finish_reason "
-        "(end_of_text, stop or length), and logprob, the natural logarithm of all its tokens' probability at temperature 1",
+        "print a JSON object for each continuation, one a line: run, step, prompt, continuation, tokens, seed, "
+        "finish_reason "
+        "(end_of_text, stop or length), and logprob (the sum of its tokens' log probabilities at temperature 1)",
     )
     add_settings(parser, "sampling", SamplingSettings)
     add_settings(parser, "computing", SampleSettings, ("num_samples", *InferenceSettings.settings()))

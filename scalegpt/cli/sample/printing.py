@@ -1,4 +1,4 @@
-"""Prints continuations that are drawn together in the order of their prompts."""
+"""Prints continuations in the order of their prompts, although several are drawn together."""
 
 import sys
 from collections import deque
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 SEPARATOR = "-" * 40
 
 Describe = Callable[[int, "Continuation"], dict[str, Any]]
-"""(index of a continuation, the continuation) → the object to print about it."""
+"""A function from the index of a continuation, and the continuation, to the object to print."""
 
 
 def in_order(parts: Iterator["Part"]) -> Iterator["Part"]:
-    """Yield the parts of one continuation after another: those of the first that is not finished as soon as they come."""
+    """Yield the parts of one continuation after another.
+
+    Parts of the first unfinished continuation are yielded at once.
+    """
     waiting: dict[int, deque[Part]] = {}
     turn = 0
     for part in parts:
@@ -51,7 +54,7 @@ def print_text(prompts: Sequence[str], parts: Iterator["Part"]) -> None:
 
 
 def print_json(parts: Iterator["Part"], describe: Describe) -> None:
-    """Print one JSON object a line for each continuation, as soon as it and those before it are finished."""
+    """Print a line with a JSON object for each continuation, once it and all before it are finished."""
     for part in in_order(parts):
         if part.whole is not None:
             print(json_line(describe(part.index, part.whole)), flush=True)

@@ -15,7 +15,7 @@ from scalegpt.storage import TEXT_LIMIT, read_text
 from scalegpt.structured import parse_json
 
 PATIENCE_SECONDS = 3.0
-"""If standard input has not ended after this time, a note says that the prompt is read from it."""
+"""If standard input has not ended after this many seconds, a note says that the prompt is read from it."""
 
 FLAGS = ("prompt", "prompt_file", "prompts_file")
 """The flags that give prompts; at most one of them is given."""
@@ -28,7 +28,7 @@ def check_flags(arguments: Namespace) -> None:
     """Refuse flags that exclude each other.
 
     Raises:
-        InputError: two flags give prompts; or prompts or ``--json`` are given beside ``--interactive``.
+        InputError: two flags give prompts; or ``--interactive`` is given together with prompts or ``--json``.
     """
     given = [flag for flag in FLAGS if getattr(arguments, flag) is not None]
     if arguments.interactive:
@@ -38,7 +38,7 @@ def check_flags(arguments: Namespace) -> None:
 
 
 def is_interactive(arguments: Namespace) -> bool:
-    """Whether to ask for prompts: by ``--interactive``, or on a terminal if no flag gives a prompt or asks for JSON."""
+    """Whether to ask for prompts: with ``--interactive``, or on a terminal if no flag gives a prompt or asks for JSON."""
     is_asked = arguments.json or any(getattr(arguments, flag) is not None for flag in FLAGS)
     return arguments.interactive or (not is_asked and _is_terminal(sys.stdin) and _is_terminal(sys.stdout))
 
@@ -62,7 +62,7 @@ def read_prompts(arguments: Namespace) -> list[str] | None:
 
 
 def prompts_on_standard_input(arguments: Namespace) -> list[str]:
-    """The texts on standard input: with ``--prompts_file`` many, else one, without a newline at its end, as ``echo`` adds.
+    """The prompts on standard input: many with ``--prompts_file``, else one, without the newline that ``echo`` adds.
 
     Raises:
         InputError: standard input cannot be read, is too long, is not UTF-8, or holds no prompts.
@@ -80,7 +80,8 @@ def split_prompts(text: str, name: str) -> list[str]:
     object.
 
     Raises:
-        InputError: there is no prompt, or a line of JSON Lines is no such object; the message names the text as ``name``.
+        InputError: there is no prompt, or a line of JSON Lines is not such an object; the message calls the text
+            ``name``.
     """
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
@@ -101,7 +102,7 @@ def _prompt_of(line: str, where: str) -> str:
         values = parse_json(line, where)
         if isinstance(values, dict) and isinstance(values.get("prompt"), str):
             return str(values["prompt"])
-    raise InputError(f'{where} is no JSON object with a text under "prompt", as {{"prompt": "Once upon a time"}} is')
+    raise InputError(f'{where} is not a JSON object like {{"prompt": "Once upon a time"}}')
 
 
 def _read(flag: str, file: str) -> str:

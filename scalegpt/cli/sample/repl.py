@@ -18,11 +18,12 @@ BANNER = "type a prompt; Ctrl-C stops a continuation, an empty line or Ctrl-D en
 def converse(continue_prompt: Callable[[str, int], Iterator["Part"]], num_samples: int) -> None:
     """Ask for prompts and print their continuations, until an empty line or the end of standard input.
 
-    Ctrl-C while text is drawn stops it; Ctrl-C while a prompt is typed drops the line. On a terminal, lines can be edited and
-    earlier ones called back.
+    Ctrl-C stops a continuation, or drops the prompt that is being typed. On a terminal, lines can be edited, and
+    earlier lines can be recalled.
 
     Args:
-        continue_prompt: (prompt, number of continuations drawn before) → the parts of its continuations.
+        continue_prompt: a function from a prompt, and the number of continuations drawn before, to the parts of its
+            continuations.
         num_samples: continuations of each prompt.
     """
     with suppress(ImportError):  # Python can be built without it; then a line cannot be edited
@@ -39,7 +40,7 @@ def converse(continue_prompt: Callable[[str, int], Iterator["Part"]], num_sample
             print()
             continue
         except UnicodeDecodeError as error:
-            note(f"scalegpt sample: that line is not {error.encoding}; type it again")
+            note(f"scalegpt sample: that line is not valid {error.encoding}; type it again")
             continue
         if not prompt:
             return

@@ -1,7 +1,7 @@
-"""Hugging Face's ``config.json``, read as a model's shape and written from one, for the families that ScaleGPT can express.
+"""Reads Hugging Face's ``config.json`` as a model's shape, and writes it from one, for the families that ScaleGPT knows.
 
-:mod:`~scalegpt.interop.families.table` says what each family is; reading and writing are the same for all. Neither imports
-torch, so the planner reads a folder as fast as a preset.
+:mod:`~scalegpt.interop.families.table` describes each family; reading and writing use the same code for all. It imports
+no torch, so the planner reads a folder as fast as a preset.
 """
 
 from scalegpt.interop.families.reading import HfModel, read_config

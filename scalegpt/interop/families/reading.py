@@ -1,4 +1,4 @@
-"""From Hugging Face's ``config.json`` to the shape of a model."""
+"""Reads the shape of a model from Hugging Face's ``config.json``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class HfModel:
-    """A model as its ``config.json`` describes it.
+    """A model that a ``config.json`` describes.
 
     Attributes:
         path: the ``config.json``.
         family: the ``model_type``, a key of :data:`~scalegpt.interop.families.table.FAMILIES`.
         model: its shape.
         positions: the context length that the file states, in tokens.
-        window: how many tokens attention looks back, if that is fewer than ``positions``; ``block_size`` is at most this.
-        dtype: the dtype of the weights, such as ``bfloat16``; None: the file does not say it.
+        window: how many tokens attention looks back, if fewer than ``positions``; ``block_size`` must not exceed it.
+        dtype: the dtype of the weights, for example ``bfloat16``; None: the file does not say it.
         bos, pad: ids of the tokens that begin and pad a text; None: there is none.
         eos: ids of the tokens that end a text.
-        notes: remarks for the user, a line each, on what was read differently than it is written.
+        notes: remarks for the user, a line each, on values that ScaleGPT uses differently.
     """
 
     path: Path
@@ -59,9 +59,9 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def tokenizer_setting(read: HfModel) -> str | None:
-    """The setting ``tokenizer`` for a model: its folder, if that has a ``tokenizer.json``; None: it has none.
+    """The setting ``tokenizer`` for a model: its folder, if that has a ``tokenizer.json``, else None.
 
-    A GPT-2 of that vocabulary without the file has the tokenizer ``gpt2``.
+    A GPT-2 model with GPT-2's vocabulary and without that file has the tokenizer ``gpt2``.
     """
     folder = read.path.parent
     if (folder / TOKENIZER_JSON).exists():
@@ -74,11 +74,11 @@ def read_config(path: Path, block_size: int | None = None) -> HfModel:
 
     Args:
         path: a folder with a ``config.json``, or that file.
-        block_size: the context length to use the model with; None: the file's, or the attention window if it is shorter.
+        block_size: the context length with which to use the model; None: the file's, or the attention window if it is
+            shorter.
 
     Raises:
-        InputError: there is no such file, or it describes a model that cannot be expressed; the message says what is not
-            supported.
+        InputError: there is no such file, or ScaleGPT cannot express the model; the message says what is not supported.
     """
     file, config = _load(path)
     try:
@@ -97,14 +97,16 @@ def _load(path: Path) -> tuple[Path, dict[str, Any]]:
                 f"{path} does not exist; give a folder with a Hugging Face model, or its {CONFIG} (nothing is downloaded)"
             ) from None
         adapter = (path / "adapter_config.json").exists()
-        what = "an adapter without its model: merge both first" if adapter else f"no Hugging Face model: no {CONFIG}"
+        what = (
+            "it is an adapter without its model: merge both first" if adapter else f"no Hugging Face model: no {CONFIG}"
+        )
         raise InputError(f"{path} holds {what}") from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _family(config: Mapping[str, Any]) -> Family:
-    """The family of a configuration; refuses what no family of ours has."""
+    """The family of a configuration. Refuses a model that no supported family has."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise InputError("no Hugging Face model: model_type is missing")
@@ -167,7 +169,10 @@ def _model(file: Path, family: Family, given: Mapping[str, Any], block_size: int
 
 
 def _checked(family: Family, values: Mapping[str, Any]) -> ModelConfig:
-    """The shape; sizes that are the default are none, as in a preset. An error about a setting also names the file's key."""
+    """The shape. Sizes that equal the default are set to none, as in a preset.
+
+    An error about a setting also names the file's key.
+    """
     try:
         fields = ModelConfig.settings()
         model = ModelConfig(**{key: coerce(fields[key], value) for key, value in values.items()})
@@ -178,7 +183,7 @@ def _checked(family: Family, values: Mapping[str, Any]) -> ModelConfig:
         return model
     except InputError as error:
         theirs = family.keys.get(str(error).split(" ", 1)[0])
-        raise InputError(f"{error}; {theirs} is that setting here" if theirs else str(error)) from None
+        raise InputError(f"{error}; in this file the setting is called {theirs}" if theirs else str(error)) from None
 
 
 def _activation(family: Family, config: Mapping[str, Any]) -> str:
@@ -193,12 +198,15 @@ def _bias(family: Family, config: Mapping[str, Any]) -> dict[str, bool]:
     switches = {key: bool(config[key]) for key in family.bias_keys}
     if len(set(switches.values())) > 1:
         said = ", ".join(f"{key} {str(value).lower()}" for key, value in switches.items())
-        raise InputError(f"{said} is not supported: both or neither")
+        raise InputError(f"{said} is not supported; both must be true, or both false")
     return {"bias": next(iter(switches.values()))} if switches else {}
 
 
 def _dropout(family: Family, config: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    """The dropout of the model; a file's dropouts that differ are not one setting of ours, so there is none then."""
+    """The dropout of the model.
+
+    If the file's dropouts differ, ScaleGPT's single setting cannot express them, so it is 0.
+    """
     given = {key: config.get(key) for key in family.dropouts or ("attention_dropout",)}
     rates = list(given.values())
     if family.dropouts and all(rate == rates[0] for rate in rates):
@@ -210,7 +218,7 @@ def _dropout(family: Family, config: Mapping[str, Any]) -> tuple[Any, tuple[str,
 
 
 def _rotates(family: Family, config: Mapping[str, Any]) -> bool:
-    """Whether the layers have rotary positions; refuses a mixture."""
+    """Whether the layers have rotary positions. Refuses models in which only some do."""
     if family.rope_layers is None:
         return True
     layers = config.get(family.rope_layers)
@@ -226,7 +234,7 @@ def _rotates(family: Family, config: Mapping[str, Any]) -> bool:
 
 
 def _window(family: Family, config: Mapping[str, Any], layers: int) -> int | None:
-    """How many tokens attention looks back in the layers where it does not see all; None: it sees all in every layer."""
+    """How many tokens attention looks back in layers with a window; None: no layer has a window."""
     kinds = config.get("layer_types")
     if kinds is not None and not isinstance(kinds, list):
         raise InputError(f"layer_types must be a list, not {shown(kinds)}")
@@ -250,7 +258,7 @@ def _number(config: Mapping[str, Any], key: str) -> int:
 
 
 def _block(family: Family, model: ModelConfig, window: int | None, wanted: int | None) -> int:
-    """The context length to use; refuses one beyond the window, or beyond the learned positions."""
+    """The context length to use. Refuses one beyond the window, or beyond the learned positions."""
     if wanted is None:
         return model.block_size if window is None else min(window, model.block_size)
     if window is not None and wanted > window:
@@ -269,7 +277,7 @@ def _dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def _ids(config: Mapping[str, Any], key: str) -> list[int | None]:
-    """The ids of a special token, of which some models have several; one None if there is none."""
+    """The ids of a special token, of which some models have several; a single None if there is none."""
     given = config.get(key)
     ids = given if isinstance(given, list) else [given]
     if any(each is not None and (not isinstance(each, int) or isinstance(each, bool)) for each in ids):

@@ -1,4 +1,4 @@
-"""Rotary positions in ``config.json``: the form of transformers 5 (``rope_parameters``) and the earlier one."""
+"""Rotary positions in ``config.json``: in the form of transformers 5 (``rope_parameters``) and in the earlier form."""
 
 import math
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ _OURS = {_ORIGINAL: "original_block_size"}
 
 
 def read_rope(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings ``rope_theta``, ``rotary_share`` and ``rope_scaling`` of a configuration, as values to be checked.
+    """Read ``rope_theta``, ``rotary_share`` and ``rope_scaling`` from a configuration. The caller checks their values.
 
     Args:
         family: a family with rotary positions.
         config: the parsed file, with the defaults of the family.
 
     Raises:
-        InputError: the kind of scaling cannot be expressed, or a value is not of the form that transformers writes.
+        InputError: ScaleGPT does not have this kind of scaling, or a value is not in the form that transformers writes.
     """
     assert family.theta is not None
     values = _parameters(config)
@@ -47,7 +47,7 @@ def read_rope(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with rotary parameters; in a file by kind of layer, those of the layers with full attention."""
+    """The object with rotary parameters. If the file has one for each kind of layer, it is that of full attention."""
     for key in ("rope_scaling", "rope_parameters"):
         values = config.get(key)
         if values is None or values == {}:
@@ -63,7 +63,7 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def _scaling(kind: Any, values: Mapping[str, Any], positions: Any) -> RopeScaling:
     if not isinstance(kind, str) or kind not in _KEYS:
         raise InputError(
-            f"rotary positions of type {shown(kind)} are not supported: there are default, {', '.join(_KEYS)}"
+            f"rotary positions of type {shown(kind)} are not supported; supported: default, {', '.join(_KEYS)}"
         )
     if values.get("truncate") is False:
         raise InputError(f"{kind} without truncate is not supported")
@@ -79,7 +79,7 @@ def _scaling(kind: Any, values: Mapping[str, Any], positions: Any) -> RopeScalin
 
 
 def _attention_factor(values: Mapping[str, Any], factor: Any) -> dict[str, float]:
-    """DeepSeek's way to give yarn's factor of attention: ``mscale`` over ``mscale_all_dim``."""
+    """Yarn's attention factor in DeepSeek's form: the ratio of the scales for ``mscale`` and ``mscale_all_dim``."""
     scale, whole = values.get("mscale"), values.get("mscale_all_dim")
     if values.get("attention_factor") is not None or not scale or not whole:
         return {}
@@ -98,7 +98,7 @@ def _ratio(positions: Any, original: Any) -> float:
 
 
 def write_rope(family: Family, model: ModelConfig) -> dict[str, Any]:
-    """The keys of rotary positions in the earlier form, which every release of transformers and llama.cpp reads."""
+    """The keys of rotary positions in the earlier form, which all releases of transformers and llama.cpp read."""
     if family.theta is None:
         return {}
     written: dict[str, Any] = {family.theta[0]: model.rope_theta, "rope_scaling": None}

@@ -1,7 +1,7 @@
 """The families of models in Hugging Face's transformers that :class:`~scalegpt.config.shape.ModelConfig` can express.
 
-The keys and defaults are those of the ``configuration_*.py`` in transformers 5.24. A default is the value of a key that a
-file does not have; some are surprising, such as a head of 128 in Qwen3 whatever its width.
+The keys and defaults are those of the ``configuration_*.py`` in transformers 5.24. A default is the value of a key that
+a file does not have. Some defaults are surprising: Qwen3's heads have 128 numbers, whatever the width of the model.
 """
 
 from collections.abc import Mapping
@@ -24,27 +24,28 @@ GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What the models of one ``model_type`` have in common, and the keys in which they differ.
+    """The common properties of all models of one ``model_type``, and the keys in which they differ.
 
     Attributes:
         name: the ``model_type``.
         architecture: the class of the causal language model, as in ``architectures``.
-        keys: setting of ours → key of the file.
+        keys: our setting → key of the file.
         defaults: key → its value if the file lacks it; a key of ``keys`` without a default is required.
-        always: setting of ours → the value that every model of the family has.
-        fills_biases: every linear layer and norm has a bias; a model of ours without one is written with zeros.
-        must: key → the only value under which the model computes what ours does.
+        always: our setting → the value that every model of the family has.
+        fills_biases: whether every linear layer and norm has a bias; our models without biases are then written with
+            zeros.
+        must: key → the only value with which the model computes what ours does.
         activation_key: the key of the activation.
-        activations: value of that key → our activation; the first key for one of ours is the one written.
-        bias_keys: switches of biases, which must agree; together they are our ``bias``.
-        dropouts: keys of dropout which together are our ``dropout``.
+        activations: value of that key → our activation. The first value for an activation is the one that is written.
+        bias_keys: keys that switch biases on; they must agree, and together they are our ``bias``.
+        dropouts: keys of dropout that together are our ``dropout``.
         theta: the key of the rotary base and its default; None: there is no rotation.
         share: the key of the rotated share of a head and its default; None: always the whole head.
         window: the key of the attention window; None: there is none.
         window_switch: the key that switches the window on; None: it needs no switch.
         rope_layers: the key of the list that says which layers rotate; None: all do.
-        splits_width: the number of heads must divide the width, also where the file names the size of a head.
-        repeats: setting of ours → a second key for it in a file that is written, which other programs read.
+        splits_width: whether the number of heads must divide the width even if the file gives the size of a head.
+        repeats: our setting → a second key with its value, which is written because other programs read it.
     """
 
     name: str
@@ -239,7 +240,8 @@ _TABLE = (
 )
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
-"""``model_type`` → its family. A model is written as the first that has its shape: most programs read the first ones."""
+"""``model_type`` → its family. A model is written as the first family that has its shape. More programs read the first
+families."""
 
 _POST_NORM = "its norms come after attention and feed-forward"
 _EXPERTS = "it is a mixture of experts"

@@ -1,4 +1,4 @@
-"""From the shape of a model to the ``config.json`` of a Hugging Face family that has it."""
+"""Writes the shape of a model as the ``config.json`` of a Hugging Face family."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ def families_of(model: ModelConfig) -> tuple[str, ...]:
 
 
 def as_config(model: ModelConfig, family: str | None = None) -> dict[str, Any]:
-    """The ``config.json`` of a model, without the dtype of its weights, and with None for the ids of special tokens.
+    """The ``config.json`` of a model. It lacks the dtype of the weights, and has None for the ids of special tokens.
 
-    Some families have biases everywhere (:attr:`Family.fills_biases`). A model without them is written as such a family
-    too; its exported weights need zeros in their place.
+    Some families have biases everywhere (:attr:`Family.fills_biases`). A model without biases can be written as such a
+    family too; its exported weights then need zeros for them.
 
     Args:
         model: the shape; its vocabulary size is known.
@@ -42,7 +42,7 @@ def as_config(model: ModelConfig, family: str | None = None) -> dict[str, Any]:
 
 
 def _unmet(model: ModelConfig, family: Family) -> list[str]:
-    """The settings that the family needs and the model does not have, such as ``norm rmsnorm``."""
+    """The settings that the family needs and the model does not have, for example ``norm rmsnorm``."""
     fixed = {key: value for key, value in family.always.items() if key != "bias" or not family.fills_biases}
     unmet = [f"{key} {str(value).lower()}" for key, value in fixed.items() if getattr(model, key) != value]
     whole_heads = model.head_width * model.n_head == model.n_embd

@@ -1,10 +1,10 @@
 """A chunk's losses and gradients on a CPU, in fp32 and bf16, from logits [V, k]: a column for each token.
 
-Exponentials replace the logits in place, some rows at a time (a row is an entry of the vocabulary, for all tokens). Softmax
-usually subtracts the largest logit, which must be found first. Here the target's logit is subtracted instead. Softmax also
-divides by the sum of exponentials. Here [k, H] matrices are divided, not the larger logits. So there are fewer passes over
-the logits than by rows. And two of the three matmuls read both factors in memory order; with AMX this halves the time of
-oneDNN's bf16 kernels (``benchmarks/loss_bench.py``).
+Exponentials replace the logits in place, some rows at a time (a row is an entry of the vocabulary, for all tokens). Two
+changes of the usual softmax save passes over the logits. It subtracts the target's logit instead of the largest logit,
+which would have to be found first. And it divides [k, H] matrices by the sums of exponentials, not the larger logits.
+In addition, two of the three matmuls read both factors in memory order; with AMX this halves the time of oneDNN's bf16
+kernels (``benchmarks/loss_bench.py``).
 """
 
 import torch
@@ -16,15 +16,17 @@ CACHED = 500_000
 """Logits whose exponentials are computed at once: 2 MB in fp32, which the caches of two cores hold."""
 
 SAFE = 1e30
-"""Limit for a sum of exponentials: below it the sum, and all that is computed from it, is far from overflow at 3e38."""
+"""The limit for a sum of exponentials. Below it, the sum and all results computed from it are far from the overflow at
+3e38."""
 
 
 def by_columns(chunk: Chunk) -> Tensor:
     """Fill a chunk's gradients, and return the sum of its losses, fp32, from logits [V, k].
 
-    Let x be a token's logits, t its target, c any number and s = Σ exp(x - c). The token's loss is log s + c - x[t], and the
-    gradient of its logits (exp(x - c) - s·onehot(t)) / s. With c = x[t], s is at least 1; s reaches :data:`SAFE` only
-    if the largest logit is some 70 above the target's. Then the computation is repeated with the largest logit as c.
+    Let x be a token's logits, t its target, c any number and s = Σ exp(x - c). The token's loss is log s + c - x[t],
+    and the gradient of its logits (exp(x - c) - s·onehot(t)) / s. With c = x[t], s is at least 1; s exceeds
+    :data:`SAFE` only if the largest logit is about 70 above the target's. Then the computation is repeated with the
+    largest logit as c.
     """
     entries, tokens = chunk.entries, torch.arange(chunk.targets.shape[0])
     logits = chunk.weight @ chunk.hidden.t()

@@ -1,8 +1,8 @@
 """Causal attention by batched matmuls, for processors that multiply bf16 in hardware.
 
-torch's SDPA kernels for CPUs multiply small tiles, converting bf16 to fp32 and back, which leaves AVX-512's bf16
-instructions mostly unused. With AMX this holds for the backward kernel only (:class:`ByMatmuls`). This module calls
-oneDNN's batched matmul instead, on scores that stay in the caches: at a time, the scores of some heads
+Torch's SDPA kernels for CPUs multiply small tiles and convert bf16 to fp32 and back, so they hardly use AVX-512's bf16
+instructions. With AMX only the backward kernel has this problem (:class:`ByMatmuls`). This module calls oneDNN's
+batched matmul instead, on scores that stay in the caches: each call computes the scores of some heads
 (:data:`SCORES_BYTES`) and of :data:`ROWS` queries, with the keys that these queries may see.
 ``benchmarks/attention_bench.py`` times SDPA and this module side by side.
 
@@ -13,10 +13,11 @@ the probabilities, one group of heads after another.
 With fewer heads of keys than of queries (grouped-query attention), the queries that share a head of keys are rows of one
 matmul, so that nothing is expanded.
 
-Precision: scores and probabilities are rounded to bf16; SDPA's kernel rounds only the probabilities. Softmax and all sums are
-fp32. Against fp64 the error is that of bf16's rounding, some 0.5% (``tests/model/test_matmul_attention.py``).
+Precision: scores and probabilities are rounded to bf16; SDPA's kernel rounds only the probabilities. Softmax and all
+sums are fp32. The error against fp64 is that of bf16's rounding, about 0.5% (``tests/model/test_matmul_attention.py``).
 
-Sizes: B micro batch, T sequence, a heads of queries, k heads of keys and values, g = a/k heads of a group, D width of a head.
+Sizes: B micro batch, T sequence, a heads of queries, k heads of keys and values, g = a/k heads in a group, D width of a
+head.
 """
 
 from collections.abc import Iterator
@@ -28,14 +29,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 256
-"""Rows of a block, g queries at each position: 64 to 1024 were tried with g = 1, at T of 64 to 2048; 256 was the fastest or
-nearly so everywhere."""
+"""Rows of a block, which has g queries for each position. Of 64 to 1024, tried with g = 1 and T from 64 to 2048, 256
+was always the fastest or nearly so."""
 
 SCORES_BYTES = 4 * 2**20
-"""Bytes of scores that exist at once; with fewer, the larger number of calls costs more than the caches save."""
+"""Bytes of scores that exist at once. With fewer bytes, the additional calls cost more than the caches save."""
 
 LONGEST_BACKWARD = 1024
-"""The longest sequence whose backward was measured to be faster than SDPA's with AMX; at 2,048 it takes 1.1 times as long."""
+"""The longest sequence whose backward pass was measured to be faster than SDPA's with AMX. At 2,048 it takes 1.1 times
+as long."""
 
 
 class ByMatmuls(Enum):
@@ -46,11 +48,11 @@ class ByMatmuls(Enum):
     ALL = "forward and backward"
 
     def takes(self, tokens: int) -> bool:
-        """Whether :func:`matmul_attention` is called for sequences of this length; else torch's SDPA is."""
+        """Whether :func:`matmul_attention`, rather than torch's SDPA, is called for sequences of this length."""
         return self is self.ALL or (self is self.BACKWARD and tokens <= LONGEST_BACKWARD)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        """:func:`matmul_attention`, or None where torch's kernels are to be called."""
+        """:func:`matmul_attention`, or None if torch's kernels are to be called."""
         if not self.takes(q.shape[1]):
             return None
         y: Tensor = matmul_attention(q, k, v, torchs_forward=self is self.BACKWARD)

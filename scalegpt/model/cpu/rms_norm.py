@@ -1,11 +1,12 @@
-"""RMSNorm on a CPU, where torch has no kernel of its own for it.
+"""RMSNorm on a CPU, for which torch has no fused kernel.
 
-``F.rms_norm`` is a sequence of operators there. In the forward pass it writes several fp32 copies of its input, and autograd
-keeps two of them. This module keeps what CUDA's fused kernel (``aten::_fused_rms_norm``) keeps: the input, the weight, and a
-number in fp32 for each row. The backward pass runs in a kernel of LayerNorm, which subtracts a mean that the caller gives.
+On a CPU ``F.rms_norm`` is a sequence of operators. Its forward pass writes several fp32 copies of the input, and
+autograd keeps two of them. This module keeps the same tensors as CUDA's fused kernel (``aten::_fused_rms_norm``): the
+input, the weight, and an fp32 number for each row. The backward pass uses LayerNorm's kernel, which subtracts a mean
+that the caller gives.
 
-The function is an operator of torch, ``scalegpt::rms_norm``. So a trace of the step, which runs on tensors of the CPU
-(:mod:`scalegpt.tracing`), sees the allocations of CUDA's fused kernel.
+The function is an operator of torch, ``scalegpt::rms_norm``, so that a trace of the step, which runs on tensors of the
+CPU (:mod:`scalegpt.tracing`), sees the allocations of CUDA's fused kernel.
 
 Sizes: n rows of width H. Symbols: x̂ = x·s is the normalised input, with s = 1/√(mean(x²) + eps); y = x̂·w is the result.
 """
@@ -26,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         eps: added to the mean square.
 
     Returns:
-        y [..., H] in x's dtype, and s [..., 1]. Only y can be differentiated, and once.
+        y [..., H] in x's dtype, and s [..., 1]. Only y can be differentiated, and only once.
     """
     exact = x.to(_exact(x))
     scale = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -39,9 +40,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _rms_norm_backward(grad: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the weight.
 
-    With g the gradient of y, that of x is s·(g·w - x̂·mean(g·w·x̂)). LayerNorm's kernel, given s and a mean of 0, computes
-    s·(g·w - mean(g·w) - x̂·mean(g·w·x̂)). So s·mean(g·w) is added to its result. Its gradient of the weight is not used, since
-    the kernel adds the rows up in the input's dtype.
+    Let g be the gradient of y. The gradient of x is s·(g·w - x̂·mean(g·w·x̂)). LayerNorm's kernel, given s and a mean
+    of 0, computes s·(g·w - mean(g·w) - x̂·mean(g·w·x̂)), so s·mean(g·w) is added to its result. Its gradient of the
+    weight is not used, since the kernel adds up the rows in the input's dtype.
     """
     width = x.shape[-1]
     rows, scales = grad.reshape(-1, width), scale.reshape(-1)

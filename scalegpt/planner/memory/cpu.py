@@ -1,9 +1,9 @@
 """The host memory of a process that trains on a CPU, beyond the step's own tensors.
 
-A process that runs out of host memory takes the machine down. So everything that it holds counts: the predicted peak, freed
-memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, the buffers of collectives, and the copy from
-which a checkpoint is written. The figures are fitted to ``VmHWM``, the largest resident memory that the Linux kernel
-reports, in the runs of ``python benchmarks/cpu_memory.py``. docs/MEMORY.md compares prediction and measurement.
+A process that runs out of host memory takes the machine down, so everything that it holds counts: the predicted peak,
+freed memory that it keeps (:mod:`scalegpt.backends.host_memory`), the libraries, the buffers of collectives, and the
+copy from which a checkpoint is written. The figures are fitted to ``VmHWM``, the largest resident memory that the Linux
+kernel reports, in the runs of ``python benchmarks/cpu_memory.py``. docs/MEMORY.md compares prediction and measurement.
 """
 
 from dataclasses import dataclass
@@ -38,13 +38,17 @@ BUFFERS = {
 gathered weights and gradients being sent, which a CPU frees later than the predicted GPU, and gloo's copies of both."""
 
 KEPT = Figure(0.25, _MEASURED)
-"""Bytes beyond the peak, as a share of it, in a process that keeps freed memory: free blocks that no later tensor fits."""
+"""Bytes beyond the peak in a process that keeps freed memory, as a share of the peak: free blocks that fit no later
+tensor.
+"""
 
 KEPT_OF_LOGITS = {"fp32": Figure(0.6, _MEASURED), "bf16": Figure(0.35, _MEASURED)}
-"""Dtype → a share to add to :data:`KEPT` if the whole peak were logits of the full loss, which are few large blocks."""
+"""Dtype → the share to add to :data:`KEPT` for a peak that consists of the full loss's logits alone, which are few
+large blocks.
+"""
 
 GIVEN_BACK = Figure(0.06, _MEASURED)
-"""Bytes beyond the peak, as a share of it, in a process that returns large blocks to the system once they are free."""
+"""Bytes beyond the peak in a process that returns large free blocks to the system, as a share of the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class ProcessOverheads(Overheads):
         )
 
     def total_bytes(self, peak: int, host: int = 0) -> int:
-        """The largest resident memory of the process in bytes; ``host``, the bytes of offloaded states, is part of it."""
+        """The largest resident memory of the process in bytes, including ``host``, the bytes of offloaded states."""
         return self.reserved_bytes(peak) + self.libraries + self.copy + self.buffers + host
 
     @property
@@ -91,7 +95,10 @@ class ProcessOverheads(Overheads):
         return ("freed memory",)
 
     def parts(self, peak: int) -> dict[str, int]:
-        """The bytes of each part of host memory; with the step's peak and the offloaded states, they add up to the total."""
+        """The bytes of each part of host memory.
+
+        Together with the step's peak and the offloaded states they give the total.
+        """
         return {
             "freed memory": self.fragmentation(peak),
             "copy for a checkpoint": self.copy,
@@ -115,7 +122,7 @@ def checkpoint_copy_bytes(run: RunConfig, ranks: int) -> int:
 
 
 def _kept_share(run: RunConfig) -> float:
-    """Freed memory that the process keeps, as a share of the peak; the more of the peak is logits, the larger the share."""
+    """Freed memory that the process keeps, as a share of the peak. It grows with the share of logits in the peak."""
     model, train = run.model, run.train
     if train.loss != "full":
         return KEPT.value

@@ -1,8 +1,9 @@
 """FSDP2 in the memory prediction: shards, gathered weights, and the buffers of its collectives.
 
 Follows torch 2.13's ``torch/distributed/fsdp/_fully_shard`` (``foreach_all_gather``, ``foreach_reduce``,
-``FSDPParamGroup``), for the groups that our backend makes: one for each block, one for the root with embeddings, final norm
-and head. A tensor is cut along its first dimension, ⌈rows / W⌉ rows for each rank, so a rank's shard may hold padding.
+``FSDPParamGroup``), for the groups that our backend makes: one for each block, and one for the root, which has
+embeddings, final norm and head. A tensor is cut along its first dimension into ⌈rows / W⌉ rows for each rank, so a
+rank's shard may hold padding.
 
 - Gathering a group allocates a buffer for all its weights in the compute dtype, and the weights themselves. In the forward
   pass the buffer lives until the next group's weights exist. In the backward pass it is allocated one block ahead, and lives
@@ -39,7 +40,7 @@ from scalegpt.planner.memory.timeline import (
 from scalegpt.units import BYTES
 
 REDUCE_DTYPE = "fp32"
-"""The dtype in which gradients are reduced and added up. The backend, and with it the trace, reads it here."""
+"""The dtype in which gradients are reduced and added up. The backend and the trace use this constant too."""
 
 
 def padded(shape: Shape, shards: int) -> int:
@@ -55,7 +56,7 @@ class Group:
         gathered: the whole weights in the compute dtype.
         buffer: the gather's buffer for all weights in the compute dtype; 0 with a single shard, which gathers nothing.
         casts: for each weight, its shard in the compute dtype; in fp32 the shard's copy on the device.
-        shards: for each weight, its fp32 shard, which lives beside the cast; 0 in fp32, where cast and shard are one.
+        shards: for each weight, its fp32 shard, which lives beside the cast; 0 in fp32, which needs no cast.
         gradients: the whole gradients in the compute dtype.
         accumulated: the whole gradients in the dtype of reduction.
         converting: the most bytes beyond ``gradients`` while these are cast to the dtype of reduction one after another.
@@ -78,7 +79,10 @@ class Group:
     @classmethod
     @lru_cache(maxsize=512)
     def of(cls, shapes: tuple[Shape, ...], shards: int, compute: int, reduce: int) -> "Group":
-        """The group of tensors of these shapes; ``compute`` and ``reduce``: bytes of an element in each of these dtypes."""
+        """The group of tensors of these shapes.
+
+        ``compute`` and ``reduce`` are the bytes of an element in these dtypes.
+        """
         sizes = [padded(shape, shards) for shape in shapes]
         flat = sum(sizes)
         low = [rounded(compute * numel(shape)) for shape in shapes]
@@ -115,7 +119,7 @@ class FSDPStep(Step):
         self.stays_gathered = False  # at stage 2, whether the micro step before left the weights gathered
 
     def _part(self, shape: Shape) -> int:
-        """Bytes of this rank's shard of an fp32 tensor, row padding included, before the allocator rounds them."""
+        """Bytes of this rank's shard of an fp32 tensor, including row padding, before the allocator rounds them."""
         return 4 * padded(shape, self.shards) // self.shards
 
     def held(self, shape: Shape) -> int:
@@ -123,7 +127,10 @@ class FSDPStep(Step):
         return rounded(self._part(shape))
 
     def hold_states(self) -> None:
-        """Allocate what lives between steps; offloaded weights and gradients in pinned host memory, moments in unpinned."""
+        """Allocate what lives between steps.
+
+        Offloaded weights and gradients are in pinned host memory, moments in unpinned.
+        """
         if not self.offloads:
             super().hold_states()
             return
@@ -132,7 +139,7 @@ class FSDPStep(Step):
 
     @property
     def largest_held(self) -> int:
-        """Elements of this rank's largest shard, row padding included, for the gradient norm."""
+        """Elements of this rank's largest shard, including row padding, for the gradient norm."""
         return max(padded(shape, self.shards) for _, shape in self.counted) // self.shards
 
     # --- gathering ---------------------------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ class FSDPStep(Step):
             self.buffered = self.block_group.buffer
 
     def _send(self, group: Group) -> None:
-        """Begin to gather a group: allocate the gather's buffer; with offload also casts of the shards, until sent."""
+        """Begin to gather a group: allocate the gather's buffer, with offload also casts of the shards until sent."""
         t = self.t
         if self.offloads and self.shards > 1:
             for cast, shard in zip(group.casts, group.shards, strict=True):
@@ -213,7 +220,8 @@ class FSDPStep(Step):
     def adds_at_once(self) -> bool:
         """Whether a new gradient is added to an existing one as soon as it is made.
 
-        If compute and reduction dtype differ, FSDP2 waits for all gradients of a group. At stage 3 it reduces them instead.
+        It is not if compute and reduction dtype differ, since FSDP2 then waits for all gradients of a group, nor at
+        stage 3, which reduces gradients instead.
         """
         return self.compute == self.reduce and self.has_gradients and self.stage != 3
 

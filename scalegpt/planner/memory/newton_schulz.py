@@ -6,10 +6,10 @@ of s rows and l columns, s ≤ l (a tall one is transposed)::
 
     X ← X / |X|;   five times:   R = X·Xᵀ,   Z = a·I + b·R + c·R²,   X ← Z·X
 
-Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ FLOPs. All Z are polynomials of the first R. So the
-*Gram* form multiplies the Z first, and X once: from Q = I, R ← Z·R·Z, Q ← Q·Z, and X ← Q·X at the end. All five steps
-then take 4·s²·l + 34·s³ FLOPs, fewer than the direct form if l > 1.5·s. The first R has the square of X's condition number,
-which needs fp32. So only fp32 takes the Gram form.
+Two forms compute it. In the *direct* form each step takes 4·s²·l + 2·s³ FLOPs. All Z are polynomials of the first R.
+The *Gram* form therefore multiplies all Z with each other first, and with X once: from Q = I, R ← Z·R·Z, Q ← Q·Z, and X
+← Q·X at the end. All five steps then take 4·s²·l + 34·s³ FLOPs, fewer than the direct form if l > 1.5·s. The condition
+number of the first R is the square of X's, which needs fp32. The Gram form is therefore used only in fp32.
 
 Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to the
 ranks in turn, and a matrix's owner holds it whole (:mod:`scalegpt.optim.muon` is the code that is counted here). If ranks are
@@ -44,7 +44,7 @@ def uses_gram_form(shape: Shape, width: int) -> bool:
 
 
 def flops(shape: Shape, width: int) -> int:
-    """FLOPs that orthogonalise one matrix; a multiplication and an addition count as two."""
+    """FLOPs that orthogonalise one matrix. A multiplication and an addition count as two FLOPs."""
     short, long = sorted(shape)
     if uses_gram_form(shape, width):
         return 4 * short**2 * long + 2 * (4 * STEPS - 3) * short**3
@@ -60,7 +60,10 @@ def outputs(shape: Shape, width: int) -> int:
 
 
 def wire(precision: str) -> str:
-    """The dtype in which matrices are gathered and normalised: fp32 for fp16, which lacks the range of gradients."""
+    """The dtype in which matrices are gathered and normalised.
+
+    In fp16 runs it is fp32, since fp16 lacks the range of gradients.
+    """
     return "fp32" if precision == "fp16" else precision
 
 
@@ -83,7 +86,7 @@ class Exchange:
 
     @property
     def gathers_results(self) -> bool:
-        """Whether ranks are replicas, so that each needs the results of all matrices."""
+        """Whether ranks are replicas. Each then needs the results of all matrices."""
         return self.mesh.replicas > 1
 
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
@@ -100,7 +103,7 @@ class Exchange:
         return max(_peak(self, shape, some) for some in set(self.rounds(shape, count)))
 
     def largest_share(self, shape: Shape, count: int) -> int:
-        """The number of matrices, of ``count`` of one shape, that fall to the rank that owns most of them."""
+        """How many of ``count`` matrices of one shape belong to the rank that owns most of them."""
         return sum(-(-some // self.ranks) for some in self.rounds(shape, count))
 
 

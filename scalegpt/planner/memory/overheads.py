@@ -2,12 +2,12 @@
 
 The memory of a run is counted at three levels, each of which includes the one before:
 
-- the *peak* of the step's tensors, which :mod:`scalegpt.planner.memory.predict` knows exactly;
+- the *peak* of the step's tensors, which :mod:`scalegpt.planner.memory.predict` computes exactly;
 - the *reserved* memory of the caching allocator: the peak, cuBLAS's workspaces, and fragmentation;
 - the *total* that the driver counts for the process: reserved memory, the CUDA context with its kernels, NCCL's buffers.
 
-None of the figures here has been measured on our own trainer yet: each has a source, or is an estimate on the safe side and
-marked. Measurements of real runs replace them (:mod:`scalegpt.planner.time.calibration`).
+No figure here has been measured with our own trainer yet. Each has a source, or is a cautious estimate marked with
+``~``. Measurements of real runs replace them (:mod:`scalegpt.planner.time.calibration`).
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ CUBLAS_WORKSPACE = {
 """Kind of card → bytes of one cuBLAS workspace. The caching allocator holds it, so ``memory_allocated`` counts it; the trace
 and the planner's peak do not. cuBLASLt shares it (``unified_cublas_and_lt_workspaces`` in torch)."""
 
-WORKSPACES = Figure(2, "the same file: one a handle and stream, and autograd's backward thread has its own handle")
+WORKSPACES = Figure(2, "the same file: one for each handle and stream; autograd's backward thread has its own handle")
 
 HIPBLASLT_WORKSPACE = Figure(76 * MIB, "the same file, parseCUDABlasLtWorkspaceSize under ROCm")
 
@@ -55,17 +55,19 @@ NCCL = {
     4: Figure(688 * MIB, "3 and 4 A100 with NVLink, torch (NVIDIA/nccl issue 964)"),
     8: Figure(1060 * MIB, "8 H100, before any all-to-all (NVIDIA/nccl issue 1685)"),
 }
-"""Number of ranks → bytes of one communicator of up to that many ranks. Cards without NVLink use fewer channels and so less
-memory, but no figure for them is known."""
+"""Number of ranks → bytes of one communicator of up to that many ranks.
+
+Cards without NVLink use fewer channels and therefore less memory, but no figure for them is known.
+"""
 
 NCCL_OF_MORE = Figure(1600 * 10**6, "one communicator, number of ranks not reported (NVIDIA/nccl issue 864)")
 
 FRAGMENTATION = Figure(0.04, "~share of the peak; steps that are all alike fragment little")
 
 SEGMENT = Figure(
-    20 * MIB, "c10/cuda/CUDACachingAllocator.h: kLargeBuffer, the segment that tensors of 1 to 10 MiB are packed in"
+    20 * MIB, "c10/cuda/CUDACachingAllocator.h: kLargeBuffer, the segment into which tensors of 1 to 10 MiB are packed"
 )
-"""Bytes that the allocator may hold unused in a segment that is not full, whatever the peak."""
+"""Unused bytes that the allocator may hold in a segment that is not full. They do not depend on the peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ class Overheads:
     """The memory outside the step's tensors, in bytes; ``fragmentation_share`` is a share of the peak and the workspaces.
 
     Attributes:
-        measured: the number of similar runs whose measurements gave the figures; 0: the tables of this module gave them.
+        measured: the number of similar runs whose measurements gave the figures; 0: the figures are from this module's
+            tables.
     """
 
     workspaces: int = 0
@@ -85,7 +88,10 @@ class Overheads:
 
     @classmethod
     def of(cls, run: RunConfig, card: Card | None, ranks: int) -> "Overheads":
-        """The overheads of a run, from this module's tables; an unknown card counts as the NVIDIA card that needs most."""
+        """The overheads of a run, from this module's tables.
+
+        For an unknown card, the largest figures of any NVIDIA card are used.
+        """
         capability = card.capability if card else "9.0"
         return cls(
             workspaces=_workspaces(capability),
@@ -104,7 +110,10 @@ class Overheads:
         return peak + self.workspaces + self.fragmentation(peak)
 
     def total_bytes(self, peak: int, host: int = 0) -> int:  # noqa: ARG002 - ProcessOverheads counts it
-        """Bytes that the driver counts for the process, which must fit the card; ``host`` (offloaded bytes) is ignored."""
+        """Bytes that the driver counts for the process, and that must fit the card.
+
+        ``host`` (offloaded bytes) is ignored.
+        """
         return self.reserved_bytes(peak) + self.context + self.nccl
 
     def parts(self, peak: int) -> dict[str, int]:

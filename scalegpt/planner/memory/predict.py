@@ -1,9 +1,9 @@
 """The peak memory of a training step on each rank, predicted without torch.
 
-:func:`predict` simulates one step of the trainer on a :class:`~scalegpt.planner.memory.timeline.Timeline`: the states that
-live from step to step, the forward pass, the loss, the backward pass and the optimizer, in the order in which the
+:func:`predict` simulates one step of the trainer on a :class:`~scalegpt.planner.memory.timeline.Timeline`: the states
+that live from step to step, the forward pass, the loss, the backward pass and the optimizer, in the order in which the
 trainer allocates and frees. Its figures are those of ``torch.cuda.max_memory_allocated``;
-:mod:`scalegpt.planner.memory.overheads` adds what the allocator does not see.
+:mod:`scalegpt.planner.memory.overheads` adds the memory outside the allocator.
 """
 
 from scalegpt.config import RunConfig
@@ -32,17 +32,17 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
         InputError: the precision or the vocabulary is still ``auto``.
     """
     if run.train.precision not in BYTES:
-        raise InputError("precision auto: say which, bf16, fp16 or fp32")
+        raise InputError("precision is auto; set it to bf16, fp16 or fp32")
     return predict_with(attention_kernel(run, card), run, ranks=ranks, grad_accum=grad_accum)
 
 
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
-    """Predict as :func:`predict` does, given the attention kernel, which is all that the card decides."""
+    """Predict as :func:`predict` does, but from the attention kernel, the only thing for which the card matters."""
     return _step(kernel, run, ranks, grad_accum).play()
 
 
 def host_bytes(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> int:
-    """The bytes that a rank offloads to host memory, as :func:`predict_with` counts them; faster, since no step is played."""
+    """The bytes that a rank offloads to host memory, as in :func:`predict_with`, but faster, since no step is simulated."""
     step = _step(kernel, run, ranks, grad_accum)
     step.hold_states()
     return step.host
@@ -61,8 +61,8 @@ def _step(kernel: str, run: RunConfig, ranks: int, grad_accum: int) -> Step:
 def kept_bytes(kernel: str, run: RunConfig) -> int:
     """A lower bound, for any backend, of a step's peak bytes besides the model states; faster than :func:`predict`.
 
-    When the loss has been computed, all blocks keep the tensors that their backward pass needs, and the full loss keeps its
-    fp32 log-softmax. The arguments are those of :func:`predict_with`.
+    The bound counts the moment after the loss: all blocks keep the tensors that their backward pass needs, and the full
+    loss keeps its fp32 log-softmax. The arguments are those of :func:`predict_with`.
     """
     tokens = run.train.micro_batch * run.model.block_size
     logits = 4 * tokens * run.model.vocab_size if run.train.loss == "full" else 0

@@ -14,7 +14,7 @@ the optimizer's state, which includes the fp32 master weight. With P parameters 
 
 FSDP2's stage 2 cuts weights as well, and gathers them once a step.
 
-The prediction of :mod:`scalegpt.planner.memory.step` goes tensor by tensor, with uneven cuts and the allocator's rounding.
+:mod:`scalegpt.planner.memory.step` predicts tensor by tensor, with uneven cuts and the allocator's rounding.
 """
 
 import math
@@ -91,7 +91,7 @@ def temporary_bytes(
         spec: the optimizer.
         tensors: the number of parameter tensors of each kind and shape.
         held: shape → the bytes that a rank holds of an fp32 tensor of this shape.
-        orthogonalising: (shape, number of matrices) → the bytes that orthogonalising so many matrices of this shape takes.
+        orthogonalising: (shape, number of matrices) → the bytes that it takes to orthogonalise that number of matrices.
     """
     fullest = 0
     for group in spec.groups:
@@ -105,7 +105,9 @@ def temporary_bytes(
 
 
 def uniform_group(spec: OptimizerSpec) -> UpdateGroup:
-    """The optimizer's first update group, which stands for all: ZeRO's flat parts need the same state per parameter.
+    """The optimizer's first update group, which stands for all groups.
+
+    ZeRO's flat parts need the same state per parameter.
 
     Raises:
         InputError: the optimizer's update groups keep different state.
@@ -130,7 +132,7 @@ def casts_weights(run: RunConfig) -> bool:
 
 
 def widths(run: RunConfig) -> tuple[int, int, int]:
-    """Three numbers of bytes per parameter: weight between steps, fp32 master (0: none), accumulated gradient.
+    """The bytes per parameter of the weight between steps, of its fp32 master (0: none), and of its accumulated gradient.
 
     ``plain`` and FSDP2 hold fp32 weights, and cast or gather them in the compute dtype while they are used. So does
     DeepSpeed's engine at stage 0, except in fp16, where it holds fp16 weights and gradients (``fp16/unfused_optimizer.py``).
@@ -142,7 +144,7 @@ def widths(run: RunConfig) -> tuple[int, int, int]:
     """
     backend, stage, precision = run.parallel.spec, run.parallel.stage, run.train.precision
     if precision not in BYTES:
-        raise InputError("precision auto: say which, bf16, fp16 or fp32")
+        raise InputError("precision is auto; set it to bf16, fp16 or fp32")
     if backend is FSDP or casts_weights(run):
         return FP32, 0, FP32
     compute = BYTES[precision]
@@ -152,7 +154,7 @@ def widths(run: RunConfig) -> tuple[int, int, int]:
 def rank_states(run: RunConfig, ranks: int) -> dict[str, float]:
     """Model state → its bytes on each rank; the optimizer state includes the fp32 masters.
 
-    This is the closed form: nothing is padded or rounded. Gradients are counted as at the end of the last backward pass.
+    This is the closed form, without padding or rounding. Gradients are counted at the end of the last backward pass.
     Offloaded states count as if they were on the device.
 
     Raises:

@@ -26,7 +26,7 @@ from scalegpt.planner.memory.timeline import (
 )
 
 PHASES = ("forward", "loss", "loss_backward", "block_backward", "backward_tail", "optimizer_step")
-"""The phases of a step, in order. With gradient accumulation a phase's peak is its largest over all micro steps."""
+"""The phases of a step, in order. With gradient accumulation, a phase's peak is the largest over all micro steps."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Prediction:
     """The predicted memory of a training step, in bytes per rank.
 
     Attributes:
-        peak_bytes: the most bytes that the allocator has given out at once (the peak).
+        peak_bytes: the peak: the most bytes that are allocated at the same time.
         phase: the phase in which this peak falls.
-        phases: phase → the most bytes at once in this phase.
+        phases: phase → the most live bytes in this phase.
         breakdown: kind of memory → its bytes at the peak; they add up to ``peak_bytes``.
         steady_bytes: the bytes that live between steps.
         host_bytes: the offloaded bytes in host memory.
@@ -88,7 +88,7 @@ class Step:
         self.packing = PackingSizes.of(model, batch, self.compute) if run.train.packs_documents else None
 
     def play(self) -> Prediction:
-        """Simulate the states, the micro steps and the update; return the memory at the moment when most bytes are live."""
+        """Simulate the states, the micro steps and the update; return the memory at the moment with the most live bytes."""
         t = self.t
         self.hold_states()
         self.t.hold(WEIGHTS, rounded(rotary_table(self.run.model)))
@@ -122,8 +122,8 @@ class Step:
     def accumulate(self, elements: int) -> None:
         """Move the new gradient of a weight of ``elements`` elements from temporaries to gradients.
 
-        The gradient was made in the compute dtype. Here it is cast to fp32. Then it becomes the parameter's gradient, or is
-        added to the existing one in place.
+        The gradient has the compute dtype. It is cast to fp32, and then becomes the parameter's gradient or is added to
+        it in place.
         """
         if self.compute == 4:
             self.t.give(TEMPORARIES, 4 * elements)
@@ -145,14 +145,14 @@ class Step:
             self.t.hold(GRADIENTS, sum(rounded(self.gradient_bytes * numel(shape)) for shape in shapes))
 
     def before_forward(self) -> None:
-        """Gather the weights that a sharded backend gathers before the forward pass; here none."""
+        """Gather the weights that a sharded backend gathers before the forward pass. This class gathers none."""
 
     def block_forward(self) -> None:
         """Simulate one block's forward pass."""
         self.block.forward(self.t)
 
     def before_backward(self) -> None:
-        """Simulate what a sharded backend does before the backward pass; here nothing."""
+        """Simulate what a sharded backend does before the backward pass. This class does nothing."""
 
     def block_backward(self) -> None:
         """Simulate one block's backward pass, and count the block's gradients."""
@@ -166,7 +166,7 @@ class Step:
             self.t.give(GRADIENTS, self.gradient_bytes * self.head)
 
     def after_backward(self) -> None:
-        """Simulate what a sharded backend does after the last gradient of a micro step; here nothing."""
+        """Simulate what a sharded backend does after the last gradient of a micro step. This class does nothing."""
 
     @property
     def largest_held(self) -> int:
@@ -213,12 +213,15 @@ class Step:
         self.t.touch(TEMPORARIES, *sizes.masking)
 
     def _turn(self) -> None:
-        """Take the rows of the rotary table for the positions of packed documents; other positions share the table's rows."""
+        """Copy the rows of the rotary table for the positions of packed documents.
+
+        Without packing, the table itself is used.
+        """
         if self.packing is not None:
             self.t.take(INPUTS, self.packing.turns)
 
     def _end_forward(self) -> None:
-        """Free what no backward pass of packed documents needs: positions that are not looked up, and perhaps the mask."""
+        """Free what packed documents do not need in the backward pass: unused positions, and perhaps the mask."""
         if self.packing is None:
             return
         if self.run.model.position != "learned":
@@ -276,7 +279,7 @@ class Step:
         self.embedding.backward(self.t, self._embedding_gradient)
 
     def _embedding_gradient(self, name: str, elements: int) -> None:
-        """Count the new gradient of an embedding table; this gradient is dense and in the dtype of the weights."""
+        """Count the new gradient of an embedding table, which is dense and in the dtype of the weights."""
         size = self.gradient_bytes * elements
         self.t.give(GRADIENTS, size)
         if name != TOKENS:

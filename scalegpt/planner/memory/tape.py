@@ -1,7 +1,7 @@
 """What autograd allocates and frees in a block, forward and backward, under each recompute policy.
 
-A record of operations (:mod:`scalegpt.architecture.operations`) is run, without data, with eager PyTorch's reference counts.
-A tensor lives as long as a Python name, autograd, selective recompute's cache or a gradient refers to it.
+A record of operations (:mod:`scalegpt.architecture.operations`) is run without data, with the reference counts of eager
+PyTorch. A tensor lives as long as a Python name, autograd, selective recompute's cache or a gradient refers to it.
 
 - **Forward.** Each operation allocates its results; autograd keeps what the operation saves.
 - **Backward.** Operations come in reverse. Each makes the gradients of its weight and its inputs, then frees what it saved
@@ -42,10 +42,11 @@ class Program:
     Attributes:
         sizes: the sizes to which events refer by index.
         forward: the events of the forward pass.
-        leave: the events, between the passes, of the caller's Python name for the part's input going out of scope.
-        backward: the events of the backward pass. The gradient of the result is alive before them, that of the input after.
+        leave: the events between the passes, when the caller's Python name for the part's input goes out of scope.
+        backward: the events of the backward pass. Before it, the gradient of the result is live; after it, that of the
+            input.
         operations: all operations, in order.
-        again: the operations of the recomputation; those in ``kept`` are not run again.
+        again: the operations of the recomputation. Those in ``kept`` are not run again.
         kept: the operations among ``again`` whose results selective recompute keeps.
     """
 
@@ -69,8 +70,10 @@ def _bytes(size: Size | Workspace, batch: int) -> int:
 
 
 Stretch = tuple[Course, str, int]
-"""The course of events up to the next gradient, and that gradient's matrix: its name and its number of elements. After the
-last gradient the name is empty."""
+"""The events up to the next gradient, and the name and number of elements of that gradient's matrix.
+
+After the last gradient the name is empty.
+"""
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,7 @@ class Compiler:
         return memory
 
     def _deposit(self, value: Value, memory: _Memory) -> None:
-        """Add a tensor's new gradient to its earlier one, if any: in place, unless the earlier one has other references."""
+        """Add a tensor's new gradient to its earlier one, if any: in place, unless that has other references."""
         known = self.gradients.get(value)
         if known is None:
             self.gradients[value] = memory

@@ -18,7 +18,7 @@ def numel(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """The shapes of a model's parameters, grouped once and cached: a search asks for the same models again and again.
+    """The shapes of a model's parameters, grouped once and cached, since a search asks for the same models many times.
 
     Attributes:
         shapes: name → shape of every parameter.

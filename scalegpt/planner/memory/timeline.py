@@ -29,17 +29,17 @@ def rounded(count: int) -> int:
 
 @dataclass(frozen=True)
 class Moment:
-    """The moment of a phase when most bytes are live: the live bytes in all, and of each kind."""
+    """The moment of a phase with the most live bytes: their sum, and the bytes of each kind."""
 
     total: int
     kinds: dict[str, int]
 
 
 class Course(NamedTuple):
-    """How live bytes change over a row of allocations and frees, which is the same whatever is live before.
+    """How live bytes change over a series of allocations and frees. The change does not depend on what was live before.
 
     Attributes:
-        top: the most bytes by which more are live during the row than before it, in all.
+        top: the largest rise of the sum of live bytes during the series.
         rise: kind → the change in its bytes up to the first moment of ``top``.
         fall: kind → the change in its bytes from that moment to the end.
     """
@@ -50,7 +50,10 @@ class Course(NamedTuple):
 
     @classmethod
     def of(cls, changes: Iterable[tuple[str, int]]) -> "Course":
-        """The course of changes in live bytes, each a kind and the bytes of it that are allocated, or freed if negative."""
+        """The course of a list of changes.
+
+        Each change is a kind and the bytes of it that are allocated, or freed if negative.
+        """
         live, total, top, rise = Counter[str](), 0, 0, dict[str, int]()
         for kind, size in changes:
             live[kind] += size
@@ -61,7 +64,7 @@ class Course(NamedTuple):
 
 
 class Timeline:
-    """A running sum of live bytes that remembers, for each phase, the moment when most bytes are live.
+    """A running sum of live bytes that remembers, for each phase, the moment with the most live bytes.
 
     A search fills thousands of timelines. To save time, a moment is recorded only when it is over: when bytes are freed, or
     the phase changes.
@@ -81,7 +84,7 @@ class Timeline:
         self._peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def enter(self, phase: str) -> None:
-        """Begin a phase, or return to one; the bytes that are live already count in the phase."""
+        """Begin a phase, or return to one. Bytes that are already live count in the phase."""
         self._note()
         self.phase = phase
         known = self._peaks.get(phase)
@@ -113,14 +116,14 @@ class Timeline:
         self.total -= exact
 
     def hold(self, kind: str, exact: int) -> None:
-        """Allocate bytes that are rounded already, such as a sum over many tensors."""
+        """Allocate bytes that are already rounded, for example a sum over many tensors."""
         self.live[kind] += exact
         self.total = total = self.total + exact
         if total > self._highest:
             self._highest, self._at_peak = total, True
 
     def drop(self, kind: str, exact: int) -> None:
-        """Free bytes that are rounded already."""
+        """Free bytes that are already rounded."""
         if self._at_peak and exact:
             self._note()
         live = self.live[kind] - exact
@@ -138,7 +141,7 @@ class Timeline:
             self.drop(kind, exact)
 
     def follow(self, course: Course) -> None:
-        """Allocate and free what a course sums up."""
+        """Apply the allocations and frees of a course."""
         is_peak = self.total + course.top > self._highest
         if not is_peak:
             self._note()
@@ -150,7 +153,7 @@ class Timeline:
 
     @property
     def peaks(self) -> dict[str, Moment]:
-        """Phase → the moment when most bytes were live in the phase so far."""
+        """Phase → the moment with the most live bytes in the phase so far."""
         self._note()
         return {
             phase: Moment(total, {kind: size for kind, size in kinds.items() if size})
@@ -158,7 +161,7 @@ class Timeline:
         }
 
     def peak(self) -> tuple[str, Moment]:
-        """The phase in which most bytes are live at once, and that moment; if several are equal, the earliest phase."""
+        """The phase with the most live bytes, and that moment; if several phases are equal, the earliest."""
         return max(self.peaks.items(), key=lambda item: item[1].total)
 
     def _change(self, sizes: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Advice beside a chosen plan: why each alternative was not chosen; if no plan fits, changes that would make the run fit."""
+"""Advice on a chosen plan: why each alternative was not chosen, or changes that would make the run fit if no plan fits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ from scalegpt.planner.time.calibration import Calibration
 from scalegpt.units import gib
 
 MOST_CARDS = 64
-"""The largest number of cards that is tried for a run that does not fit on the cards as asked."""
+"""The largest number of cards that is tried for a run that does not fit on the user's cards."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """The best plan with one setting at another value than in the chosen plan, and why it was not chosen.
+    """The best plan in which one setting differs from the chosen plan, and why it was not chosen.
 
     Attributes:
-        plan: the best such plan that fits; if none fits, the plan that lacks least memory.
+        plan: the best such plan that fits; if none fits, the plan that lacks the least memory.
         differs: all settings in which ``plan`` differs from the chosen plan, as flags with the values of ``plan``.
         why_not: why it was not chosen.
     """
@@ -36,10 +36,11 @@ class Alternative:
 
 
 def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
-    """For each setting and each other value of it than the chosen plan's: the best plan with this value.
+    """The best plan for each value of each setting that the chosen plan does not have.
 
-    The settings, in this order: layout (backend, ZeRO stage, offload), recompute, loss, micro batch (only the next larger
-    one), and the number of cards (all, if the chosen plan uses fewer). Settings that the user fixed are not varied.
+    The settings are, in this order, layout (backend, ZeRO stage, offload), recompute, loss, micro batch (only the next
+    larger one), and the number of cards (only all cards, if the chosen plan uses fewer). Settings that the user fixed
+    are not varied.
     """
     question = with_tokens(question)  # the tokens per step of all cards, even if the chosen plan uses fewer
     seen = {_signature(chosen)}
@@ -85,8 +86,8 @@ def _others(question: Question, chosen: Plan) -> Iterator[Found]:
 def lighter(plan: Plan, calibration: Calibration) -> list[Plan]:
     """Plans to try after a plan ran out of memory: one with a smaller micro batch, and one with heavier recompute.
 
-    Each of the two has the smallest change that lowers the predicted peak and is not predicted to exceed the memory. A plan
-    for which there is no such change is skipped. The tokens per step stay the same.
+    Each of the two has the smallest change that lowers the predicted peak and fits the memory. If there is no such
+    change, the plan is left out. The tokens per step stay the same.
     """
     batch, train = plan.batch, plan.run.train
     per_rank = batch.micro_batch * batch.grad_accum
@@ -147,9 +148,11 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     own = Scheme.of(question.run)
     needed = handicap(scheme, own, plan.machine.ranks) / handicap(ours, own, chosen.machine.ranks) - 1
     if gain > 0.0005 and needed > 0.0005:
-        return f"{gain:.1%} faster, but its added complexity must gain {needed:.1%}"
+        return f"{gain:.1%} faster, less than the {needed:.1%} that more complexity must gain"
     return (
-        "as fast, but less simple" if simplicity(scheme, own) >= simplicity(ours, own) else f"{gain:.1%} faster: a tie"
+        "as fast, but more complex"
+        if simplicity(scheme, own) >= simplicity(ours, own)
+        else f"{gain:.1%} faster, which counts as equal"
     )
 
 
@@ -158,7 +161,7 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change that makes a run fit which does not fit as asked.
+    """A change that makes a run fit.
 
     Attributes:
         what: the change in words.
@@ -172,8 +175,8 @@ class Remedy:
 def remedies(question: Question) -> list[Remedy]:
     """Changes that make the run fit: let the planner choose the fixed settings, use more cards, or use a larger card.
 
-    At most one change of each kind is listed: the number of cards is doubled until the run fits, and the larger card is the
-    smallest on which it fits.
+    At most one change of each kind is listed. The number of cards is doubled until the run fits; the larger card is the
+    smallest on which the run fits.
     """
     found = [_set_free(question), _more_cards(question), _larger_card(question)]
     return [remedy for remedy in found if remedy is not None]

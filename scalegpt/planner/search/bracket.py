@@ -8,7 +8,9 @@ from scalegpt.planner.search.costs import SchemeCosts
 
 
 class Bracket:
-    """The range of micro batches of one scheme in which the largest that fits must be; each prediction narrows the range.
+    """The range of micro batches that contains the largest one that fits, for one scheme.
+
+    Each prediction narrows the range.
 
     Memory grows almost linearly with the micro batch, so interpolation shows which one to predict next. Memory predictions
     that were cached for other cards are used first. At the largest micro batches there are two exceptions to the growth.
@@ -19,7 +21,7 @@ class Bracket:
     Attributes:
         costs: the work and the memory of the scheme.
         sizes: the micro batches to choose from, in rising order.
-        low: an index into ``sizes``; ``sizes[low - 1]`` is known to fit. 0: none is known to fit.
+        low: an index into ``sizes``; ``sizes[low - 1]`` is known to fit. 0: no micro batch is known to fit.
         high: an index into ``sizes``; ``sizes[high]`` and larger ones do not fit. ``low == high``: the search is over.
         bounded: whether :meth:`bound` or :meth:`close` was called.
 
@@ -39,7 +41,7 @@ class Bracket:
 
     @property
     def largest(self) -> int:
-        """The largest micro batch that is not excluded."""
+        """The largest micro batch that is not excluded yet."""
         return self.sizes[self.high - 1]
 
     def fits(self, micro: int) -> bool:
@@ -77,7 +79,7 @@ class Bracket:
             self._settle(self._between())
 
     def _settle(self, place: int) -> bool:
-        """Narrow the range by the micro batch at index ``place``, and return whether it fits."""
+        """Predict the micro batch at index ``place``, narrow the range, and return whether the micro batch fits."""
         micro = self.sizes[place]
         total = self._total(micro)
         if total > self.limit:
@@ -87,7 +89,7 @@ class Bracket:
         return True
 
     def _between(self) -> int:
-        """The index in [low, high) of the largest micro batch that fits by linear interpolation of the known bytes."""
+        """The index in [low, high) of the largest micro batch that fits if memory is linear between the known points."""
         (below, least), (above, most) = self._below, self._above
         slope = (most - least) / max(1, above - below)
         guess = below + (self.limit - least) / slope if slope > 0 else self.largest

@@ -2,22 +2,22 @@
 
 Settings that the user fixed are kept. All combinations of the others are considered: backend, ZeRO stage, offload,
 recompute, loss, and every micro batch that divides the step. Fewer cards than the machine has are considered too, since
-communication may cost more time than further cards save. Tokens per step stay as they are.
+communication may cost more time than further cards save. The tokens per step are not changed.
 
-Extra machinery (offload, each heavier kind of recompute, and sharding, DeepSpeed or a loss that the run does not name) must
-pay for itself: each kind must save more than :data:`ERROR`, the error of the time model. So each kind multiplies a plan's
-time by 1 + ERROR before plans are compared (:func:`handicap`). These times are sorted into classes of the relative width
-:data:`TIE` (:func:`time_class`). Within a class times count as equal, and the simpler scheme (layout, recompute, loss) wins:
-nothing offloaded before offload, then less recompute, the layout that the preset names, ``plain`` before ``fsdp`` before
-``deepspeed``, a lower stage, the preset's loss (:func:`simplicity`).
+Extra machinery must pay for itself: offload, each heavier kind of recompute, and sharding, DeepSpeed or a loss that the
+run does not name. Each kind must save more than :data:`ERROR`, the error of the time model, so it multiplies a plan's
+time by 1 + ERROR before plans are compared (:func:`handicap`). These times are sorted into classes of the relative
+width :data:`TIE` (:func:`time_class`). Within a class times count as equal, and the simpler scheme (layout, recompute,
+loss) wins: nothing offloaded before offload, then less recompute, the layout that the preset names, ``plain`` before
+``fsdp`` before ``deepspeed``, a lower stage, the preset's loss (:func:`simplicity`).
 
-The search predicts memory only where the result may decide. Three facts make that possible: heavier recompute is never faster
-at the same micro batch; memory grows with the micro batch (with the exceptions in :mod:`scalegpt.planner.search.bracket`);
-and only the fastest plan is wanted. A queue orders schemes by a lower bound on their time: the time with the fastest micro
-batch that has not been excluded for its memory. Each round takes the first scheme from the queue. It either excludes some of
-the scheme's micro batches or finds the fastest one that fits. If the scheme's fastest micro batch turns out not to fit, the
-same scheme with heavier recompute joins the queue. ``tests/planner/test_search.py`` compares the results with brute force
-over the whole space.
+The search predicts memory only where the result may change the choice. Three facts make that possible: heavier
+recompute is never faster at the same micro batch; memory grows with the micro batch (with the exceptions in
+:mod:`scalegpt.planner.search.bracket`); and only the fastest plan is wanted. A queue orders schemes by a lower bound on
+their time: the time with the fastest micro batch that has not been excluded for its memory. Each round takes the first
+scheme from the queue. It either excludes some of the scheme's micro batches or finds the fastest one that fits. If the
+scheme's fastest micro batch turns out not to fit, the same scheme with heavier recompute joins the queue.
+``tests/planner/test_search.py`` compares the results with brute force over the whole space.
 """
 
 import heapq
@@ -39,7 +39,7 @@ from scalegpt.planner.search.space import Space, Start
 
 
 def choose(question: Question) -> Found:
-    """Find the fastest plan that fits; of plans in one time class the simplest.
+    """Find the fastest plan that fits, or among plans in one time class the simplest.
 
     Raises:
         InputError: the tokens per step do not divide among the ranks, or the fixed settings do not work together.
@@ -53,7 +53,7 @@ def choose(question: Question) -> Found:
 
 
 def with_tokens(question: Question) -> Question:
-    """Set ``tokens_per_step``, if it is None, to the tokens of a step on all cards; searches on fewer cards then keep it."""
+    """Set ``tokens_per_step``, if None, to the tokens of a step on all cards, so that searches on fewer cards keep it."""
     run = question.run
     if run.train.tokens_per_step is not None:
         return question
@@ -72,10 +72,10 @@ class _Entry(NamedTuple):
     """A scheme in the queue.
 
     Attributes:
-        key: the sort key; without ``micro`` it is a lower bound.
+        key: the sort key, a lower bound unless ``micro`` is known.
         order: the number of the entry, which decides between equal keys.
         start: the scheme.
-        bracket: its range of micro batches; None: all of them, since the scheme was not examined yet.
+        bracket: its range of micro batches; None: the scheme was not examined yet.
         micro: the fastest micro batch that fits, if it is known; else None.
     """
 
@@ -94,7 +94,7 @@ class _Search:
         over: the layouts to choose from.
 
     Raises:
-        InputError: the step does not divide among the ranks, or not into the fixed micro batch.
+        InputError: the step cannot be divided among the ranks, or into the fixed micro batch.
     """
 
     def __init__(self, question: Question, over: tuple[ParallelConfig, ...]) -> None:
@@ -134,7 +134,7 @@ class _Search:
         heapq.heappush(self.queue, _Entry(start.key(self.rates), next(self.order), start))
 
     def _push(self, start: Start, each: Bracket, micro: int, *, fits: bool = False) -> None:
-        """Queue a scheme again, at the time with ``micro``; ``fits``: whether this micro batch is known to fit."""
+        """Queue a scheme again, with its time at ``micro``. ``fits`` says whether this micro batch is known to fit."""
         key = start.standing.key(each.costs.totals[micro].seconds(self.rates))
         heapq.heappush(self.queue, _Entry(key, next(self.order), start, each, micro if fits else None))
 

@@ -1,6 +1,7 @@
 """The costs of a run's configurations: the work of a step (FLOPs, bytes, kernels, communication) and its memory.
 
-The costs depend on the card only through its attention kernel. So they are computed once for all cards with the same kernel.
+The costs depend on the card only through its attention kernel, so they are computed once for all cards with the same
+kernel.
 """
 
 from collections.abc import Callable
@@ -40,8 +41,8 @@ class RunCosts:
     Attributes:
         per_rank: sequences of an optimizer step on each rank.
         schemes: scheme → the costs of the run with this scheme.
-        fewer_chunks: (micro batches, ``high``) → those of the first ``high`` micro batches with which a step has fewer
-            loss chunks than with the last of them.
+        fewer_chunks: (micro batches, ``high``) → those of the first ``high`` micro batches that need fewer loss chunks
+            per step than the last of these.
         state_bytes: layout → bytes of weights and optimizer state on a rank; 0 with offload, which is still a lower bound.
 
     Args:
@@ -101,8 +102,9 @@ class SchemeCosts:
         runs: micro batch → the run with the scheme and this micro batch.
         work: micro batch → the work of a step, by part.
         totals: micro batch → the work of a step, summed over its parts.
-        host_bytes: micro batch → the bytes that a rank offloads to host memory; predictions have them too, but take longer.
-        predictions: micro batch → the memory of a step; InputError where the run's own DeepSpeed file forbids it.
+        host_bytes: micro batch → the bytes that a rank offloads to host memory, without a full prediction.
+        predictions: micro batch → the memory of a step; raises InputError if the run's own DeepSpeed file forbids the
+            micro batch.
     """
 
     __slots__ = ("host_bytes", "predictions", "run_costs", "runs", "scheme", "totals", "work")

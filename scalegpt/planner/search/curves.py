@@ -13,7 +13,7 @@ Curves = dict[str, dict[int, Plan]]
 def memory_curves(question: Question, plan: Plan) -> Curves:
     """The plan with every recompute policy and every micro batch that divides the sequences per rank of its step.
 
-    Micro batches are in rising order. One that the run's own DeepSpeed file forbids is skipped.
+    Micro batches are in rising order. Those that the run's own DeepSpeed file forbids are skipped.
 
     Args:
         question: the question.

@@ -1,4 +1,4 @@
-"""The layouts (backend, ZeRO stage and offload) that a question lets the planner choose from."""
+"""The layouts (backend, ZeRO stage and offload) among which a question lets the planner choose."""
 
 import itertools
 from functools import lru_cache
@@ -11,7 +11,7 @@ from scalegpt.planner.search.question import Question
 
 
 def layouts(question: Question) -> tuple[ParallelConfig, ...]:
-    """The layouts to choose from: all that work and have the values that the user fixed, the simplest first.
+    """The layouts among which to choose, the simplest first. All of them work and have the values that the user fixed.
 
     Over one rank sharding saves nothing, so it is considered only with offload, or if the user fixed the stage. On a CPU
     offload is not considered, since the run is in host memory already.
@@ -56,7 +56,7 @@ def _with_its_optimizer(run: RunConfig, found: tuple[ParallelConfig, ...]) -> tu
 def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> ParallelConfig | None:
     """The layout with these settings; None where the backend does not support them.
 
-    A layout equal to ``own``, the run's, keeps the run's DeepSpeed file.
+    If the layout equals ``own``, the layout of the run, it keeps the run's DeepSpeed file.
     """
     same = backend == own.backend and stage == own.stage and offload == own.offload
     return _made(backend, stage, offload, own.ds_config if same else None)

@@ -1,4 +1,4 @@
-"""The question that a search answers, and what it found."""
+"""The question that a search answers, and its result."""
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -13,7 +13,9 @@ from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.calibration import Calibration
 
 MARGIN = MachineConfig().margin
-"""The share of a card's memory that a plan leaves free, since memory outside the step's tensors is predicted less exactly."""
+"""The share of a card's memory that a plan leaves free, because memory outside the step's tensors is predicted less
+exactly.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Question:
     """The question that a search answers: a run, a machine, and the settings that may be chosen.
 
     Attributes:
-        run: the run. The layout and the loss that it has count as the simplest, even where others may be chosen.
+        run: the run. Its own layout and loss count as the simplest, even if others may be chosen.
         machine: the machine that it runs on.
         open: names of the settings that may be chosen.
         margin: share of the card's memory to leave free.
@@ -50,7 +52,7 @@ class Found(NamedTuple):
 
     Attributes:
         best: the fastest plan that fits; None: no plan fits.
-        closest: if no plan fits, the plan on all cards that lacks least memory.
+        closest: if no plan fits, the plan on all cards that lacks the least memory.
     """
 
     best: Plan | None

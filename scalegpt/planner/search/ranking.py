@@ -14,8 +14,10 @@ TIE = 0.02
 """Relative width of a time class; times in one class count as equal."""
 
 ERROR = 0.071
-"""Error of the ratio of two plans' times: √2 times the mean absolute error of predicted tokens/s in cross-validation, where a
-trainer's own efficiency is known, as it cancels here (docs/PLANNER.md)."""
+"""Error of the ratio of two plans' times: √2 times the mean absolute error of predicted tokens/s in cross-validation.
+
+There the trainer's own efficiency is known; here it cancels in the ratio (docs/PLANNER.md).
+"""
 
 Simplicity = tuple[int, int, bool, int, int, bool]
 Key = tuple[int, Simplicity, float]
@@ -25,11 +27,11 @@ Key = tuple[int, Simplicity, float]
 def time_class(seconds: float) -> int:
     """The number of the time class of ``seconds``, a step's time multiplied by its plan's :func:`handicap`.
 
-    Times in one class count as equal. The classes are fixed, so that choices stay consistent when a machine improves. More
-    memory, more cards or a faster card never raise the least of these multiplied times over all plans that fit. The chosen
-    plan is in the class of this least time, so its class never rises. Its real time may rise if a simpler plan now fits,
-    but by less than :data:`TIE` plus the handicap of the machinery that is no longer needed. Such rises do not add up over
-    several improvements. To exclude them, the search would have to choose a more complex plan for almost no gain.
+    Times in one class count as equal. The classes are fixed, so that choices stay consistent when a machine improves.
+    More memory, more cards or a faster card never raise the least multiplied time of all plans that fit. The chosen
+    plan is in the class of this least time, so its class never rises. Its real time may rise if a simpler plan now
+    fits, but by less than :data:`TIE` plus the handicap of the machinery that is no longer needed. Such rises do not
+    add up over several improvements. Without them, the search would choose a more complex plan for almost no gain.
     """
     return math.floor(math.log(seconds) / math.log1p(TIE))
 
@@ -69,7 +71,7 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
 
 
 class Standing(NamedTuple):
-    """What ranks a scheme besides its time: its :func:`machinery` and its :func:`simplicity`."""
+    """The figures that rank a scheme besides its time: its :func:`machinery` and its :func:`simplicity`."""
 
     machinery: int
     simplicity: Simplicity
@@ -83,7 +85,7 @@ class Standing(NamedTuple):
     def handicap(self) -> float:
         """The factor that multiplies the scheme's time before times are compared: (1 + :data:`ERROR`) to the power of n.
 
-        n is the number of kinds of machinery, such as sharding or offload, that the run's own scheme does not have.
+        n is the number of kinds of machinery, for example sharding or offload, that the run's own scheme does not have.
         """
         return float((1 + ERROR) ** self.machinery)
 

@@ -20,11 +20,12 @@ _GROWING = 3
 
 
 class LayoutRegion(NamedTuple):
-    """What fits with one layout.
+    """The micro batches that fit with one layout.
 
     Attributes:
         layout: backend, ZeRO stage and offload.
-        lightest: micro batch → the lightest recompute policy with which it fits within the margin; None: with none.
+        lightest: micro batch → the lightest recompute policy with which it fits within the margin; None: it does not
+            fit.
     """
 
     layout: ParallelConfig
@@ -32,9 +33,11 @@ class LayoutRegion(NamedTuple):
 
 
 def feasible_region(question: Question, plan: Plan) -> Iterator[LayoutRegion]:
-    """What fits with each layout that works on the plan's cards, the simplest first; sequences in a step and loss stay.
+    """What fits with each layout on the plan's cards, the simplest layout first.
 
-    Offload is varied on a single card only, where there is no sharding to vary.
+    Sequences per step and loss do not change.
+
+    Offload is varied only on a single card, which has no sharding to vary.
 
     Args:
         question: the question. Layout, micro batch and recompute are varied even if the user fixed them.
@@ -56,7 +59,7 @@ class _Fitting:
         self.overheads = estimator.overheads(replace(plan.run, parallel=layout), plan.machine.ranks)
 
     def lightest(self) -> dict[int, str | None]:
-        """Micro batch → the lightest recompute policy with which it fits; None: with none."""
+        """Micro batch → the lightest recompute policy with which it fits; None: it does not fit."""
         found: dict[int, str | None] = dict.fromkeys(divisors(self.costs.per_rank))
         for recompute in RECOMPUTE:
             left = [micro for micro, lightest in found.items() if lightest is None]
@@ -64,7 +67,7 @@ class _Fitting:
         return found
 
     def _fitting(self, sizes: list[int], recompute: str) -> list[int]:
-        """Those of the micro batches, given in rising order, that fit; found with few predictions."""
+        """Those micro batches that fit, found with few predictions. The micro batches are given in rising order."""
         growing = [micro for micro in sizes if self.costs.per_rank // micro >= _GROWING]
         most = bisect.bisect_left(growing, True, key=lambda micro: not self._fits(micro, recompute))
         return growing[:most] + [micro for micro in sizes[len(growing) :] if self._fits(micro, recompute)]

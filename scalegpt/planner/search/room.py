@@ -17,7 +17,7 @@ from scalegpt.planner.search.choose import choose
 from scalegpt.planner.search.question import Found, Question
 
 GIVES_BACK = "freed memory is returned to the system, which needs less memory but makes steps slower"
-WAITS = "training waits while checkpoints are written: memory has no room for a copy to write them from"
+WAITS = "training waits while checkpoints are written, since memory has no room for the copy from which they would be written"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Roomed:
 
 
 def choose_in_room(question: Question) -> Roomed:
-    """Search with more and more memory savings; return the plan with the least recompute, then the fewest savings.
+    """Search with more and more memory savings, and return the plan with the least recompute, then the fewest savings.
 
     Less recompute comes first, since recompute costs more time than any of these savings. If no plan fits, the result is
     that of the search with all savings.
@@ -51,7 +51,7 @@ def choose_in_room(question: Question) -> Roomed:
 
 
 def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str, ...]]:
-    """The plan of a run without open settings with the fewest savings that make it fit, and remarks on the savings.
+    """For a run without open settings, the plan with the fewest savings that make it fit, and remarks on these savings.
 
     If no plan fits, it is the plan with all savings.
 
@@ -69,7 +69,7 @@ def fixed_in_room(question: Question, batch: BatchPlan) -> tuple[Plan, tuple[str
 
 
 def _ways(question: Question) -> Iterator[tuple[Question, tuple[str, ...]]]:
-    """The question as asked; on a CPU then the question with more and more memory savings, each with remarks on them."""
+    """Yield the question as asked, and on a CPU also with more and more memory savings, and remarks on them."""
     yield question, ()
     if question.machine.is_gpu:
         return
@@ -89,7 +89,8 @@ def _waiting(question: Question) -> Question:
 def _without_copy(roomed: Roomed) -> Roomed:
     """The result with the checkpoint copy omitted if the copy does not fit host memory beside a GPU; else unchanged.
 
-    If the size of host memory is only assumed, the copy stays and a remark is added: the trainer decides by the real size.
+    If the size of host memory is only assumed, the copy stays and a remark is added, since the trainer decides by the
+    real size.
     """
     best = roomed.found.best
     if best is None or best.copy_fits or not best.checkpoint_copy_bytes:

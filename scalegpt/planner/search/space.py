@@ -1,4 +1,7 @@
-"""What a search may choose from: schemes and micro batches. Neither depends on the card, so all cards share them."""
+"""The schemes and micro batches among which a search chooses.
+
+They do not depend on the card, so all cards share them.
+"""
 
 import itertools
 import math
@@ -31,7 +34,7 @@ class Start(NamedTuple):
     Attributes:
         costs: the work and the memory of the scheme.
         sizes: the micro batches to choose from, in rising order.
-        standing: what ranks the scheme besides its time.
+        standing: the figures that rank the scheme besides its time.
         fastest: the work of a step with each micro batch that may be the fastest.
     """
 
@@ -46,7 +49,7 @@ class Start(NamedTuple):
 
 
 class Space:
-    """The schemes (layout, recompute, loss) and the micro batches that a question lets the planner choose from.
+    """The schemes (layout, recompute, loss) and the micro batches among which a question lets the planner choose.
 
     Attributes:
         costs: the costs (work and memory) of the run over the question's ranks.
@@ -62,7 +65,7 @@ class Space:
         on_gpu: whether the ranks use GPUs.
 
     Raises:
-        InputError: the step does not divide into the fixed micro batch, or the run's own DeepSpeed file forbids it.
+        InputError: the step cannot be divided into the fixed micro batch, or the run's own DeepSpeed file forbids it.
     """
 
     def __init__(self, run: RunConfig, costs: RunCosts, open_: frozenset[str], over: Layouts, *, on_gpu: bool) -> None:
@@ -87,7 +90,7 @@ class Space:
             over: the layouts to choose from.
 
         Raises:
-            InputError: as for the class, or the step does not divide among the ranks.
+            InputError: as for the class, or the step cannot be divided among the ranks.
         """
         run, ranks, on_gpu = question.run, question.machine.ranks, question.machine.is_gpu
         kernel, compiled = counted_as(estimator.kernel(run)), estimator.compiles(run)
@@ -95,7 +98,7 @@ class Space:
 
     @cached_property
     def _least(self) -> tuple[StepTotals, ...]:
-        """For each number of micro steps: work that is in no part more than that of any scheme in ``lightest``."""
+        """For each number of micro steps, the least work of all schemes in ``lightest``, part by part."""
         works = sorted((work for start in self.lightest for work in start.fastest), key=_grad_accum)
         return tuple(StepTotals.least(each) for _, each in itertools.groupby(works, key=_grad_accum))
 
@@ -138,7 +141,7 @@ def _micro_batches(run: RunConfig, per_rank: int, open_: frozenset[str], *, on_g
 
 
 def _allowed(costs: SchemeCosts, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The micro batches that a scheme may choose from: all, or those that the run's own DeepSpeed file allows."""
+    """The micro batches that a scheme may use: all, or those that the run's own DeepSpeed file allows."""
     layout = costs.scheme.layout
     if layout.ds_config is None or not fixes_batch(layout):
         return sizes

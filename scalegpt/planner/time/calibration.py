@@ -1,8 +1,9 @@
 """Measurements of the memory that real runs took, in a small file in the user's cache; they correct later plans.
 
-The trainer adds a measurement at the end of every run on a GPU. Plans for the same card, torch, driver and number of ranks
-take their *overheads* from these measurements: the memory outside the step's tensors, such as fragmentation, CUDA context and
-NCCL. The peak of the tensors is computed and never corrected: if a run measures another peak, the planner has an error.
+The trainer adds a measurement at the end of every run on a GPU. Plans for the same card, torch, driver and number of
+ranks take their *overheads* from these measurements: the memory outside the step's tensors, that is, fragmentation,
+CUDA context and NCCL. The peak of the tensors is computed and never corrected: if a run measures another peak, the
+planner has an error.
 
 The file is ``$SCALEGPT_CACHE/calibration.json``, else ``~/.cache/scalegpt/calibration.json``. It may be deleted at any
 time. If two runs end at the same moment, one measurement may be lost, but the file stays valid.
@@ -28,7 +29,7 @@ MOST_MEASUREMENTS = 200
 """The largest number of measurements in the file; the oldest ones are dropped."""
 
 NEWEST = 8
-"""At most this many matching measurements correct a plan: the newest ones, since older ones may no longer hold."""
+"""At most this many matching measurements correct a plan. They are the newest, since older ones may be outdated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,16 +113,16 @@ class Calibration:
     ) -> Overheads:
         """Overheads (memory outside the step's tensors) corrected by the measurements of similar runs.
 
-        Similar are the newest runs with the same card, number of ranks, torch (major.minor) and driver. Of their values the
-        largest count.
+        Similar runs have the same card, number of ranks, torch (major.minor) and driver. The largest values of the
+        newest of them count.
 
         Args:
-            overheads: the overheads as the planner's tables give them.
+            overheads: the overheads from the planner's tables.
             run: the run that is planned.
-            card: the card that is planned for; None: it is not in the catalogue, and nothing is corrected.
+            card: the card of the plan; None: it is not in the catalogue, and nothing is corrected.
             ranks: data-parallel ranks W.
             torch: version of torch that will run; None: not known, and nothing is corrected.
-            driver: version of the driver; None, as on a machine without a GPU: runs with any driver count.
+            driver: version of the driver; None (on a machine without a GPU): runs with any driver count.
         """
         if card is None or torch is None:
             return overheads
@@ -216,10 +217,10 @@ def installed_torch() -> str | None:
 
 
 def _has_group(backend: str) -> bool:
-    """Whether the backend makes a process group, which takes memory; true for a name that is no longer a backend."""
+    """Whether the backend makes a process group, which takes memory. True for names of former backends."""
     return backend not in BACKENDS or not BACKENDS[backend].one_process
 
 
 def _minor(version: str) -> tuple[str, ...]:
-    """The pair (major, minor) of a torch version; runs are comparable if it is equal, whatever the patch level."""
+    """The pair (major, minor) of a torch version. Runs with the same pair are comparable, whatever the patch level."""
     return tuple(version.split("+")[0].split(".")[:2])

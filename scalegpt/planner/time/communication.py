@@ -49,13 +49,13 @@ FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro s
 
 
 class Collective(NamedTuple):
-    """Collectives of one kind, such as the all-gathers of all blocks' weights in a forward pass.
+    """Collectives of one kind, for example the all-gathers of all blocks' weights in a forward pass.
 
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
         ranks: the number of ranks that take part, W.
         size: bytes of the whole, unsharded tensors that are exchanged each time.
-        messages: the number of collectives that these bytes are divided into each time.
+        messages: the number of collectives among which these bytes are divided each time.
         when: the micro steps in which they occur: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or :data:`STEP`, once a step.
         behind: the pass whose computation hides them, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`, none.
     """
@@ -100,7 +100,7 @@ def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
 def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """FSDP2's collectives: one message for each block and one for the rest of the model.
 
-    Of each tensor a rank has ⌈rows / W⌉ rows, padding included.
+    A rank has ⌈rows / W⌉ rows of each tensor, including padding.
     """
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
     shards = mesh.shards
@@ -117,9 +117,10 @@ def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """The collectives of Muon (``scalegpt.optim.muon``), once a step and hidden behind nothing.
 
-    The matrices are divided among the ranks, each of which orthogonalises its share. If every rank has all matrices, the
-    ranks then all-gather the results. Else each rank sends its rows of a matrix to the rank that orthogonalises it, and gets
-    the same rows of the result back: of a matrix of S bytes each rank holds S/W, and sends (W - 1)/W of these on average.
+    The matrices are divided among the ranks, each of which orthogonalises its share. If every rank has all matrices,
+    the ranks then all-gather the results. Otherwise each rank sends its rows of a matrix to the rank that
+    orthogonalises it, and gets the same rows of the result back. Of a matrix of S bytes each rank holds S/W, and sends
+    (W - 1)/W of these bytes on average.
     """
     if not run.train.optimizer_spec.orthogonalises:
         return

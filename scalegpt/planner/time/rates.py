@@ -1,9 +1,10 @@
 """The rates of a card in training (FLOP/s, bytes/s): the catalogue's peaks times the shares that training reaches.
 
-The shares ``matmul`` and ``attention`` of the A100 and the H100, and ``memory`` and ``interference`` of all GPUs, are fitted
-to published runs of other trainers; so are :data:`FILL` and :data:`DISPATCH`. ``python benchmarks/fit_throughput.py`` fits
-them, and predicts each trainer without its own runs (docs/PLANNER.md has the errors). All other shares are estimates, marked
-with ~. None has been measured with our own trainer on a GPU yet.
+The shares ``matmul`` and ``attention`` of the A100 and the H100, and ``memory`` and ``interference`` of all GPUs, are
+fitted to published runs of other trainers; so are :data:`FILL` and :data:`DISPATCH`. ``python
+benchmarks/fit_throughput.py`` fits them, and tests the fit by predicting each trainer from the runs of the others
+(docs/PLANNER.md has the errors). All other shares are estimates, marked with ~. No share has been measured with our own
+trainer on a GPU yet.
 """
 
 from dataclasses import dataclass, replace
@@ -28,10 +29,10 @@ class Shares:
     Attributes:
         matmul: share of the dense peak FLOP/s that deep matmuls reach; shallow ones reach less, see :data:`FILL`.
         attention: share of the dense peak FLOP/s that attention kernels reach; FLOPs of masked positions do not count.
-        memory: share of the memory bandwidth that is reached by kernels which only move data. It is low, since it also
-            makes up for memory traffic that :mod:`scalegpt.planner.time.work` does not count.
+        memory: share of the memory bandwidth that kernels reach which only move data. It is low, since it also covers
+            memory traffic that :mod:`scalegpt.planner.time.work` does not count.
         link: share of a link's bandwidth in one direction that collectives reach.
-        interference: share of their own time by which hidden collectives still prolong the pass.
+        interference: share of the time of hidden collectives by which they still prolong the pass.
     """
 
     matmul: Figure
@@ -69,25 +70,36 @@ HOST_COPY = Figure(0.5, "~share of the host link that pinned copies reach beside
 HOST_UPDATE = Figure(
     10e9, "~half of what torch's fused AdamW moved in a second on two cores of a server, over 5e7 fp32 parameters"
 )
-THROUGH_HOST = Figure(0.4, "~share of its link that a card reaches which can only reach others through host memory")
+THROUGH_HOST = Figure(0.4, "~share of its link that a card uses if it reaches other cards only through host memory")
 
 FILL = Figure(709.0, FITTED)
-"""Elements of the inner dimension. A matmul of [m, k] and [k, n] takes 2·m·n·(k + FILL) FLOPs' time: a tile of the result
-takes as long as FILL more steps to load its first operands and to write its sums."""
+"""Elements of the inner dimension.
 
-KERNEL = Figure(4e-6, "~seconds of a kernel before it works and after: the GPU's share of starting it")
+A matmul of [m, k] and [k, n] takes the time of 2·m·n·(k + FILL) FLOPs, because each tile of the result also loads its
+first operands and writes its sums, which takes as long as FILL further steps.
+"""
+
+KERNEL = Figure(4e-6, "~seconds that the GPU spends before and after the work of a kernel")
 DISPATCH = Figure(53.6e-6, FITTED)
-"""Seconds in which Python, the dispatcher, autograd and the driver start one of the kernels that ``work`` counts, eager or
-compiled. A compiled block has fewer kernels, but starts none of them faster (``python benchmarks/host_time.py``)."""
+"""Seconds that Python, the dispatcher, autograd and the driver need to start one of the kernels that ``work`` counts,
+eager or compiled. A compiled block has fewer kernels, but starts none of them faster (``python
+benchmarks/host_time.py``).
+"""
 KERNEL_ON_CPU = Figure(30e-6, "python benchmarks/host_time.py, on one core of a server")
 MESSAGE = Figure(15e-6, "~seconds of a collective between cards of one machine, however small")
 MESSAGE_BETWEEN = Figure(40e-6, "~seconds of a collective between machines, however small")
 
 SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.45, FITTED)
-"""The range that holds the tokens per second of one more trainer with 90% confidence, relative to the prediction; rounded."""
-RANGE_ELSEWHERE = Figure(1.4, "~as much more as five runs on V100, whose shares are estimates, were slower than that")
+"""The range, relative to the prediction, that contains the tokens per second of a new trainer with 90% confidence;
+rounded.
+"""
+RANGE_ELSEWHERE = Figure(
+    1.4, "~wider, by as much as five runs on V100, whose shares are estimates, were slower than that range"
+)
 RANGE_ON_CPU = Figure(2.0, "~where the processor's rates are not measured")
-RANGE_MEASURED = Figure(1.4, "~where they are: about the widest row of benchmarks/cpu_speed.py on a busy machine")
+RANGE_MEASURED = Figure(
+    1.4, "~where they are measured: about the largest error of benchmarks/cpu_speed.py on a busy machine"
+)
 
 NETWORK = {"nvlink": Figure(200, "~Gbit/s for each card: 1600 for eight A100 in the published runs"),
            "xgmi": Figure(200, "~as NVLink's"),
@@ -101,12 +113,13 @@ class Rates:
 
     Attributes:
         matmul: FLOP/s in deep matmuls.
-        fill: the depth that a matmul seems deeper than it is; see :data:`FILL`.
+        fill: the depth that is added to every matmul; see :data:`FILL`.
         attention: FLOP/s in attention kernels.
         memory: bytes/s in kernels that only move data.
         loss: bytes/s in the loss between its matmuls; differs from ``memory`` only on a measured processor.
         update: bytes/s in the optimizer update; differs from ``memory`` only on a measured processor.
-        kernel: seconds that the card spends on starting each kernel; on a processor, that Python and autograd spend.
+        kernel: seconds that the card spends on starting each kernel; on a processor, seconds that Python and autograd
+            spend.
         dispatch: seconds that the host spends on starting each kernel, beside the card; 0 on a processor.
         link: bytes/s that a rank sends in a collective over all ranks; 0 with a single rank.
         message: seconds that each collective takes in addition to sending its bytes.
@@ -138,7 +151,7 @@ class Rates:
         """The rates of a card in a machine.
 
         Args:
-            card: the card; if ``machine.card`` is None, a card whose rates are used in its place.
+            card: the card, or if ``machine.card`` is None the card whose rates are used instead.
             machine: the machine; its number of cards and its links decide how fast ranks communicate.
             precision: the compute dtype.
             shares: the shares to use; None: those of the card's capability in :data:`SHARES`.
@@ -168,7 +181,7 @@ class Rates:
         return rates if measured is None else rates._measured(measured, machine.gpus)
 
     def _measured(self, measured: ProcessorRates, ranks: int) -> "Rates":
-        """These rates with those that were measured on the processor; ``ranks`` ranks share its cores."""
+        """Replace rates by those that were measured on the processor, whose cores are shared by ``ranks`` ranks."""
         return replace(
             self,
             matmul=measured.matmul / ranks,
@@ -187,7 +200,7 @@ def speed_range(card: Card, *, measured: bool = False) -> tuple[float, float]:
 
     ``measured`` says whether the rates of a processor are measured.
 
-    Where the shares are fitted, the range follows from the errors of trainers that the fit had not seen. It holds one more
+    For fitted shares, the range follows from the errors for trainers that were not part of the fit. It contains a new
     trainer with 90% confidence. On all other cards it is an estimate.
     """
     if card.is_cpu:
@@ -215,9 +228,10 @@ def basis(card: Card, *, measured: bool = False) -> str:
     elif card.name in fitted:
         said = f"times on {card.name} rest on rates fitted to published runs of other trainers on it"
     else:
+        known = " and ".join(fitted)
         said = (
-            f"times on {card.name} are estimates: its data sheet, and the share of it that published runs of other "
-            f"trainers reach on {' and '.join(fitted)}"
+            f"times on {card.name} are estimates: its data sheet, times the share of the peak that published runs of "
+            f"other trainers reach on {known}"
         )
     guessed = [name for key, name in (("tflops", "peak"), ("gbps", "memory bandwidth")) if key in card.estimated]
     if guessed:
@@ -237,8 +251,8 @@ def basis_of_all() -> str:
 def _link(card: Card, machine: Machine, share: float) -> float:
     """Bytes/s that a rank sends in a ring over all ranks: the slower of the link between cards and the machine's network.
 
-    A ring over several machines enters and leaves each machine once. So only one rank of each machine sends through the
-    network, and has its whole bandwidth.
+    A ring over several machines enters and leaves each machine once. Only one rank of each machine sends through the
+    network, so it has the whole bandwidth.
     """
     if machine.ranks == 1:
         return 0.0
@@ -252,7 +266,7 @@ def _link(card: Card, machine: Machine, share: float) -> float:
 
 
 def network_gbit(card: Card, machine: Machine) -> float:
-    """The network bandwidth of each machine in Gbit/s: as given, else assumed by :data:`NETWORK`."""
+    """The network bandwidth of each machine in Gbit/s: the given value, else the assumption in :data:`NETWORK`."""
     if machine.network_gbps is not None:
         return machine.network_gbps
     return NETWORK[card.link_of(machine.gpus).kind].value * machine.gpus

@@ -1,9 +1,9 @@
 """Predicts the time of one optimizer step, part by part.
 
-A forward or backward pass takes as long as its work at the card's rates, or as long as Python needs to launch its kernels,
-whichever is longer. Collectives run beside a pass and are hidden by it, as far as the pass is long enough; a share of the
-hidden time still prolongs the pass. No term grows if a rate grows, so a faster card is never predicted to be slower.
-docs/PLANNER.md has the errors of predicted times against published runs.
+A forward or backward pass takes as long as its work at the card's rates, or as long as Python needs to launch its
+kernels, whichever is longer. Collectives run beside a pass and are hidden by it, as far as the pass is long enough; a
+share of the hidden time still prolongs the pass. No term grows when a rate grows, so the prediction for a faster card
+is never slower. docs/PLANNER.md has the errors of predicted times against published runs.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ class StepTime(NamedTuple):
 
     Attributes:
         seconds: seconds of the whole step.
-        parts: part of the step, such as ``communication`` → its seconds; their sum is ``seconds``.
+        parts: part of the step, for example ``communication`` → its seconds; their sum is ``seconds``.
     """
 
     seconds: float
@@ -46,8 +46,8 @@ class Sends(NamedTuple):
     """The traffic that one rank sends in a step, by the pass that hides it.
 
     Attributes:
-        forward: (traffic in each micro step's forward pass, traffic in the one forward pass of the step with most traffic).
-        backward: the same of the backward passes.
+        forward: (traffic in every forward pass, traffic in the forward pass with the most traffic).
+        backward: the same for the backward passes.
         exposed: the traffic of the whole step that no pass hides.
     """
 
@@ -97,7 +97,7 @@ class StepWork(NamedTuple):
         )
 
     def totals(self) -> "StepTotals":
-        """The same work, with the parts of each pass added up to one load."""
+        """The same work, with the parts of each pass added up."""
         forward, backward, update = (Load(*map(sum, zip(*loads.values(), strict=True))) for loads in self.work)
         return StepTotals(forward, backward, update, self.sends, self.host, self.grad_accum)
 
@@ -124,7 +124,7 @@ class StepWork(NamedTuple):
 
 
 class StepTotals(NamedTuple):
-    """All work of a step by pass, not by part; from it the search computes a step's time faster than from StepWork."""
+    """All work of a step by pass, not by part. The search computes times faster from it than from StepWork."""
 
     forward: Load
     backward: Load
@@ -135,7 +135,7 @@ class StepTotals(NamedTuple):
 
     @classmethod
     def least(cls, works: Iterable["StepTotals"]) -> "StepTotals":
-        """The least of each load, and of ``grad_accum``, among ``works``, without communication and offload.
+        """The least value of each load, and of ``grad_accum``, among ``works``, without communication and offload.
 
         Its time is a lower bound on the time of each of ``works``.
         """
@@ -205,7 +205,7 @@ def _sending(sent: Traffic, rates: Rates) -> float:
 def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
     """Seconds in total by which collectives prolong ``times`` passes, each of which computes for ``cover`` seconds.
 
-    ``sends`` is (traffic in each of the passes, traffic in the one with most traffic).
+    ``sends`` is (traffic in every pass, traffic in the pass with the most traffic).
     """
     each, most = sends
     if not most.messages:
@@ -216,8 +216,8 @@ def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates
 def _felt(sent: Traffic, cover: float, rates: Rates) -> float:
     """Seconds by which collectives prolong a pass that computes for ``cover`` seconds beside them.
 
-    The pass cannot begin before the first of its weights are gathered, and its last gradients wait for its end: one message
-    of them is not hidden. So a short pass over few blocks hides less.
+    The pass cannot begin before its first weights are gathered, and its last gradients are sent only at its end, so one
+    message is not hidden. A short pass over few blocks therefore hides less.
     """
     if not sent.messages:
         return 0.0

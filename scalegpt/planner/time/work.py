@@ -1,8 +1,8 @@
 """Counts the work of one optimizer step of our trainer on a card: FLOPs, memory traffic and kernels.
 
-Symbols: n tokens of a micro batch, T block size, H width, L layers, a heads of width D, V vocabulary, P parameters, c bytes
-per element of the compute dtype. Nothing here depends on the card; :mod:`scalegpt.planner.time.step_time` turns the work into
-seconds.
+Symbols: n is the number of tokens of a micro batch, T block size, H width, L layers, a heads of width D, V vocabulary,
+P parameters, c bytes per element of the compute dtype. Nothing here depends on the card;
+:mod:`scalegpt.planner.time.step_time` turns the work into seconds.
 
 FLOPs (Kaplan et al. 2020, arXiv 2001.08361, section 2.1; the backward pass has twice the matmuls of the forward pass):
 
@@ -16,7 +16,7 @@ attention, math        4·n·T·a·D: masked positions are computed    8·n·T·
 head                   2·n·V·H                                     4·n·V·H
 =====================  ==========================================  ================================================
 
-MFU is defined by another count, 6P + 12·L·a·D·T FLOPs per token, as if attention masked no position.
+MFU uses another count: 6P + 12·L·a·D·T FLOPs per token, as if attention masked no position.
 
 Memory traffic is the number of bytes that are read and written by kernels which only move data. Each operation of
 :mod:`scalegpt.architecture` states its own traffic; the operations describe ``scalegpt.model.gpt.Block`` and
@@ -60,7 +60,7 @@ class Load(NamedTuple):
     Attributes:
         flops: FLOPs in matmuls.
         attention: FLOPs in attention kernels.
-        bytes: memory traffic, the number of bytes read and written, without that of the loss.
+        bytes: memory traffic: the bytes read and written, without those of the loss.
         kernels: number of kernels.
         outputs: elements that matmuls write.
         loss: memory traffic of the loss.
@@ -98,7 +98,7 @@ def count_work(run: RunConfig, mesh: Mesh, *, kernel: str, compiled: bool) -> Wo
     Args:
         run: a run whose precision is resolved and whose micro batch is fixed.
         mesh: how the ranks are laid out.
-        kernel: the attention kernel, such as ``flash``.
+        kernel: the attention kernel, for example ``flash``.
         compiled: whether the blocks are compiled.
     """
     layers, sequences, numerics = run.model.n_layer, run.train.micro_batch, numerics_of(run, kernel)
@@ -169,7 +169,9 @@ def _recompute(again: Mapping[str, Load], forward: Mapping[str, Load]) -> Load:
 
 
 def _weights(run: RunConfig, shards: int) -> Load:
-    """The load of casting, gathering and accumulating weights and gradients per micro step, whatever its number of tokens.
+    """The load per micro step of casting and gathering weights and of accumulating gradients.
+
+    It does not depend on the tokens.
 
     Matmuls write the gradients of the blocks' matrices; their FLOPs are counted with the blocks.
     Bytes per parameter: fp32 weights are read and cast (4 + c), once more if the block is recomputed. Gathered weights are
@@ -214,9 +216,9 @@ def _update(run: RunConfig, mesh: Mesh) -> Load:
 def _orthogonalising(run: RunConfig, mesh: Mesh) -> Load:
     """The load that Muon's orthogonalisation adds, on the rank that orthogonalises the most elements.
 
-    Bytes per element of the rank's shard: adding the result to the weights reads 4 + c and writes 4. Bytes per element that
-    the rank orthogonalises: gathering reads 4 and writes w, the bytes per element of the dtype in which matrices are sent;
-    dividing by the norm moves 3w. For FLOPs see :mod:`scalegpt.planner.memory.newton_schulz`.
+    Per element of the rank's shard, adding the result to the weights reads 4 + c bytes and writes 4. Per element that
+    the rank orthogonalises, gathering reads 4 bytes and writes w, the bytes per element of the dtype in which matrices
+    are sent, and dividing by the norm moves 3w. For FLOPs see :mod:`scalegpt.planner.memory.newton_schulz`.
     """
     precision = run.train.precision
     width, sent, exchange = BYTES[precision], BYTES[wire(precision)], Exchange(mesh, precision)

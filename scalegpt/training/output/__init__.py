@@ -1,1 +1,1 @@
-"""What a run prints: its messages and steps, with a live line on a terminal, and what it says at its end."""
+"""What a run prints: its messages and steps, with a live line on a terminal, and a summary at its end."""

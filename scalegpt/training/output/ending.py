@@ -1,4 +1,4 @@
-"""What a run says of itself at its end: losses, time, speed and energy, and what to do next."""
+"""The summary that a run prints at its end: losses, time, speed and energy, and what to do next."""
 
 import shlex
 import statistics
@@ -15,12 +15,12 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Review:
-    """What ``metrics.jsonl`` says of the steps of this process, and of the whole run's evaluations.
+    """Figures from ``metrics.jsonl``: the speed of this process's steps, and the evaluations of the whole run.
 
     Attributes:
-        last: step and held-out loss of the last evaluation; None: there was none, or its loss was not finite.
-        best: the same of the evaluation with the lowest held-out loss.
-        tokens_per_second: median over the steps but the first, which warms up; None: there are no such steps.
+        last: step and held-out loss of the last evaluation; None: no evaluation, or its loss was not finite.
+        best: step and held-out loss of the evaluation with the lowest loss; None: no evaluation had a finite loss.
+        tokens_per_second: median over this process's steps without the first, which warms up; None: no such step.
     """
 
     last: tuple[int, float] | None = None
@@ -29,7 +29,7 @@ class Review:
 
     @classmethod
     def of(cls, metrics: Path, since: int) -> "Review":
-        """Read the file ``metrics``, of which the steps after ``since`` are those of this process."""
+        """Read the file ``metrics``. This process took the steps after ``since``."""
         evaluations: list[tuple[int, float | None]] = []
         speeds = []
         for _, entry in metric_lines(metrics):
@@ -47,12 +47,12 @@ class Review:
 
 @dataclass(frozen=True)
 class Work:
-    """What this process has done.
+    """The work of this process.
 
     Attributes:
         steps: number of steps that it took.
         tokens: tokens that these steps consumed.
-        seconds: its time, with evaluations and saves.
+        seconds: time of the steps, evaluations and saves.
         predicted: predicted tokens per second; None: not known.
         joules: energy that the GPUs of the job took; None: not known.
         gpus: number of these GPUs.

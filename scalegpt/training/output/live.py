@@ -1,4 +1,4 @@
-"""The live line of a run on a terminal: progress, losses, speed, memory and times, as many as the terminal's width holds."""
+"""The live line of a run on a terminal: progress, losses, speed, memory and times, shortened to the terminal's width."""
 
 import math
 import sys
@@ -20,19 +20,19 @@ NARROWEST_BAR, WIDEST_BAR = 8, 24
 """Columns of the bar."""
 
 FREE_COLUMNS = 2
-"""Columns at the right that stay empty: a terminal echoes ``^C`` there, which must not begin a new line."""
+"""Columns at the right that stay empty, so that the ``^C`` that a terminal echoes does not begin a new line."""
 
 PER_SECOND = 4
-"""How often the line is drawn again."""
+"""Times per second that the line is drawn."""
 
 SLOW_SECONDS = 1.0
-"""What the run does between steps is shown if it takes longer than this."""
+"""Work between steps is shown if it takes longer than this many seconds."""
 
 GAP = "  "
 
 
 class Rank(IntEnum):
-    """The parts of the line; where it is too narrow, the last of these are dropped first."""
+    """The parts of the line. If the line is too narrow, the last of these are dropped first."""
 
     STEP = auto()
     LOSS = auto()
@@ -53,7 +53,7 @@ class Part:
 
     Attributes:
         text: what is shown.
-        rank: which part it is, and so how important.
+        rank: which part it is, which also says how important it is.
         style: the style in which rich shows it.
     """
 
@@ -63,7 +63,7 @@ class Part:
 
 
 class _Terminal(Console):
-    """A console that never hides the cursor: a process that is killed could not show it again."""
+    """A console that never hides the cursor, since a process that is killed could not show it again."""
 
     def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002
         """Do nothing; the cursor stays as it is."""
@@ -78,7 +78,7 @@ class LiveLine:
         total: number of steps of the run.
         taken: number of steps taken so far.
         planned_bytes: the predicted peak memory of this rank; 0: not known.
-        doing: returns what the run does now, such as ``evaluation``; empty: nothing that needs to be shown.
+        doing: returns what the run does now, for example ``evaluation``; empty: nothing that needs to be shown.
         clock: returns the time in seconds.
     """
 
@@ -106,7 +106,7 @@ class LiveLine:
         )
 
     def start(self) -> None:
-        """Draw the line, and keep it drawn from a thread."""
+        """Draw the line, and start the thread that redraws it."""
         self._live.start()
 
     def stop(self) -> None:
@@ -114,7 +114,7 @@ class LiveLine:
         self._live.stop()
 
     def update(self, line: StepLine) -> None:
-        """Show a finished step from now on."""
+        """Show the values of a step that has finished."""
         self._line, self.taken, self._since = line, line.step, self._clock()
 
     def print(self, text: str) -> None:
@@ -128,7 +128,7 @@ class LiveLine:
         yield self.text(max(1, width), ascii_only=options.ascii_only)
 
     def text(self, width: int, *, ascii_only: bool = False) -> Text:
-        """The line in at most ``width`` columns: the most important parts that fit, with a bar that fills what is left."""
+        """The line in at most ``width`` columns: the most important parts that fit, and a bar in the remaining columns."""
         parts, rest = list(self._parts()), width + len(GAP)
         kept: list[Part] = []
         for part in sorted(parts, key=lambda part: part.rank):
@@ -148,7 +148,7 @@ class LiveLine:
         return line
 
     def _bar(self, width: int, *, ascii_only: bool) -> Text:
-        """The share of the steps that are taken, as a bar of ``width`` columns."""
+        """The share of the run's steps that are done, as a bar of ``width`` columns."""
         full = round(width * min(1.0, self.taken / max(1, self.total)))
         done, left = ("#", ".") if ascii_only else ("━", "─")
         return Text.assemble((done * full, "green"), (left * (width - full), "dim"))
@@ -183,5 +183,5 @@ class LiveLine:
 
 
 def _until(seconds: float, passed: float) -> str:
-    """What is left of a time of which some seconds have passed, in words; ``?`` if the time is not known."""
+    """The remaining time in words, after ``passed`` seconds; ``?`` if the time is not known."""
     return human_time(seconds if math.isnan(seconds) else max(0.0, seconds - passed))

@@ -44,12 +44,12 @@ class Logger:
             self._stream.flush()
 
     def start(self, step: int, *, planned_bytes: int = 0, doing: Callable[[], str] = str) -> None:
-        """Begin to show steps, in a live line if the output is a terminal.
+        """Prepare to show steps: in a live line if the output is a terminal.
 
         Args:
             step: number of steps taken so far.
             planned_bytes: the predicted peak memory of this rank; 0: not known.
-            doing: returns what the run does now, in a word or two; empty: nothing worth showing.
+            doing: returns what the run does now, in a word or two; empty: nothing that needs to be shown.
         """
         self._first = step + 1
         if self._is_live:

@@ -1,4 +1,4 @@
-"""The values of a step that are shown, and the plain line of them."""
+"""The values that are shown for a step, and the plain line that shows them."""
 
 from dataclasses import dataclass
 

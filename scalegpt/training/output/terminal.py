@@ -6,20 +6,20 @@ import textwrap
 from typing import TextIO
 
 WITHOUT_CONTROL = frozenset({"dumb", "unknown"})
-"""The values of ``TERM`` of terminals on which a line cannot be rewritten."""
+"""Values of ``TERM`` that name terminals on which a line cannot be rewritten."""
 
 LABEL = 9
-"""Columns of the labels before the lines at a run's start and end."""
+"""Width of the column of labels at the left of the lines at a run's start and end."""
 
 LABELLED = re.compile(rf"(?=[a-z_]+ {{2}}|  )[a-z_ ]{{{LABEL}}}\S")
-"""How such a line begins: with a label and at least two spaces, or with spaces alone."""
+"""The beginning of such a line: a label and at least two spaces, or spaces alone."""
 
 LEAST_TEXT = 30
-"""A terminal with fewer columns breaks lines itself."""
+"""On a terminal with fewer columns, lines are left for the terminal to break."""
 
 
 def hanging(line: str, columns: int) -> str:
-    """A line that begins with a label, such as ``machine  …``, broken at words, with its text in one column.
+    """Break a line that begins with a label (``machine …``) between words, and indent its text to one column.
 
     Other lines, and those that fit, stay as they are.
     """
@@ -29,7 +29,7 @@ def hanging(line: str, columns: int) -> str:
 
 
 def terminal_columns(stream: TextIO) -> int:
-    """The width of a terminal now; 80 if it does not say."""
+    """The current width of a terminal; 80 if it is not known."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Profiles of single steps: torch's traces, and their operators beside the times that the planner predicted.
+"""Profiles of single steps: torch's traces, and a table of measured and predicted times.
 
 :mod:`~scalegpt.training.profile.recorder` records, ``operators`` adds up what was recorded.
 """

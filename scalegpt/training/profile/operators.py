@@ -1,8 +1,9 @@
-"""Add up the operators of a profile, and set them beside the parts of a step whose time the planner predicts.
+"""Adds up the operators of a profile, and compares them with the parts of a step whose time the planner predicts.
 
-An operator counts for the part that its own name or the name of an operator around it tells: a matmul inside the loss is
-loss. What no name tells is elementwise work, such as norms, activations, residual sums and copies. On a card the time is that
-of the kernels, else that of the processor. Time inside an operator that calls others counts for the others.
+The names of an operator and of the operators that called it decide to which part it belongs: a matmul inside the loss
+belongs to the loss. If no name decides, it is elementwise work: a norm, an activation, a residual sum or a copy. On a
+card the time is that of the kernels, else that of the processor. The time of an operator does not include the operators
+that it calls.
 """
 
 import re
@@ -23,7 +24,10 @@ _AROUND = {
     ATTENTION: r"attention|_flash|fmha|sdpa|softmax",
     COMMUNICATION: r"nccl|gloo|c10d|all_?reduce|all_?gather|reduce_?scatter|backward_reduce|broadcast_",
 }
-"""Part → the pattern of the names of its operators, or of an operator around them. The first part that matches counts."""
+"""Part → a pattern for the names of its operators, or of operators that call them.
+
+The first part that matches counts.
+"""
 
 _MATMUL = r"::(add|b|badd)?mm\b|::(add|ba?dd)?bmm\b|::linear\b|::matmul\b|gemm|mkldnn_linear"
 
@@ -35,19 +39,19 @@ _PREDICTED = {
     OPTIMIZER: (OPTIMIZER,),
     COMMUNICATION: (COMMUNICATION, HOST),
 }
-"""Part that operators are put into → the planner's parts whose work it does."""
+"""Part of the profile → the parts of the plan that it corresponds to."""
 
 _NAMES = {
     MATMULS: "matmuls, recompute",
     ELEMENTWISE: "norms and other elementwise",
     COMMUNICATION: "communication, offload",
 }
-"""Part → its name in the printed table, where it is not the part's own."""
+"""Part → its name in the printed table, if that differs."""
 
 
 @dataclass
 class Operator:
-    """An operator in one part of a step: its calls and its seconds, both of all recorded steps together."""
+    """An operator in one part of a step, with its calls and seconds in all recorded steps."""
 
     name: str
     part: str
@@ -56,7 +60,7 @@ class Operator:
 
 
 def operators(events: Iterable[Any], *, on_card: bool) -> list[Operator]:
-    """The operators of a profile, the dearest first.
+    """The operators of a profile, those with the most time first.
 
     Args:
         events: ``torch.profiler.profile.events()``.
@@ -78,7 +82,10 @@ def operators(events: Iterable[Any], *, on_card: bool) -> list[Operator]:
 
 
 def _around(event: Any, parts: dict[int, str | None]) -> str | None:
-    """The part that the name of an event, or of one around it, tells; ``parts`` keeps what was found."""
+    """The part of a step to which an event belongs, by its name and those of its callers.
+
+    ``parts`` caches the results.
+    """
     if event.id not in parts:
         own = next((part for part, pattern in _AROUND.items() if re.search(pattern, event.name, re.IGNORECASE)), None)
         outer = None if event.cpu_parent is None else _around(event.cpu_parent, parts)
@@ -87,7 +94,7 @@ def _around(event: Any, parts: dict[int, str | None]) -> str | None:
 
 
 def table(found: list[Operator], steps: int, seconds: float, predicted: Mapping[str, float] | None) -> str:
-    """The dearest operators, and the parts of a step as measured and as predicted, in milliseconds of one step.
+    """A table of the operators that take the most time, and of measured and predicted parts, in milliseconds per step.
 
     Args:
         found: the operators of all recorded steps.
@@ -110,10 +117,10 @@ def table(found: list[Operator], steps: int, seconds: float, predicted: Mapping[
         expected = None if predicted is None else sum(predicted.get(each, 0.0) for each in planned)
         if took or expected:
             lines.append(_row(_NAMES.get(part, part), took, expected))
-    lines.append(_row("waiting, and what no operator covers", max(0.0, seconds - whole), _get(predicted, LAUNCHES)))
-    lines.append(_row("whole step, while recorded", seconds, None if predicted is None else sum(predicted.values())))
+    lines.append(_row("waiting, and time outside of operators", max(0.0, seconds - whole), _get(predicted, LAUNCHES)))
+    lines.append(_row("whole step, with the recorder", seconds, None if predicted is None else sum(predicted.values())))
     if predicted is None:
-        lines.append("the planner has no rates of this device, and so no times")
+        lines.append("the planner predicts no times, since it has no rates of this device")
     return "\n".join(lines)
 
 

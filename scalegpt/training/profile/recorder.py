@@ -1,4 +1,4 @@
-"""Record steps with torch's profiler (``--profile A:B``): a trace for Chrome or Perfetto, and on CUDA a memory snapshot."""
+"""Records steps with torch's profiler (``--profile A:B``): a trace for Chrome or Perfetto, and on CUDA a memory snapshot."""
 
 import time
 from contextlib import suppress
@@ -19,7 +19,7 @@ FOLDER = "profile"
 """The folder in a run's folder that holds the traces."""
 
 _MOST_ALLOCATIONS = 1_000_000
-"""The most allocations that the memory snapshot has the history of."""
+"""The most allocations in the history of the memory snapshot."""
 
 
 def check_profile(train: TrainConfig, total: int) -> None:
@@ -36,7 +36,7 @@ def check_profile(train: TrainConfig, total: int) -> None:
 class Recorder:
     """Records the steps of ``--profile`` on this rank.
 
-    A resumed run that has taken some of the steps records the others, and says so.
+    If a resumed run has already taken some of the steps, it records the others and prints a line about it.
 
     Args:
         job: the run.
@@ -55,11 +55,11 @@ class Recorder:
                 f"steps {self._steps[0]:,} to {self._steps[-1]:,} are recorded" if self._steps else "none is recorded"
             )
             job.logger.say(
-                f"profile  of steps {train.profile} {kept}: the others are taken already, or after the run's end"
+                f"profile  of steps {train.profile} {kept}: the other steps were taken before, or come after the run's end"
             )
 
     def before(self, step: int) -> None:
-        """Begin to record if this step, which is taken next, is the first to record."""
+        """Begin to record, if the next step is the first to record."""
         if self._steps is None or self._profile is not None or step not in self._steps:
             return
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_card else [])]
@@ -71,7 +71,7 @@ class Recorder:
         self._first, self._began = step, time.perf_counter()
 
     def after(self, step: int, *, last: bool) -> None:
-        """Write what was recorded if this step, which was just taken, is the last to record or the run's last."""
+        """Write the recording, if the step just taken is the last to record or the run's last."""
         if self._profile is None or self._steps is None or not (last or step >= self._steps[-1]):
             return
         if self._on_card:
@@ -98,7 +98,7 @@ class Recorder:
             self._job.logger.say(table(operators(recorded.events(), on_card=self._on_card), steps, seconds, predicted))
 
     def close(self) -> None:
-        """Stop recording without writing anything, where the run ends by an error."""
+        """Stop recording without writing anything, if the run ends by an error."""
         if self._profile is not None:
             with suppress(RuntimeError):  # the error that ends the run is the one to report
                 self._profile.stop()
@@ -111,7 +111,7 @@ class Recorder:
 
 
 def _write(path: Path, write: Any) -> None:
-    """Write a file under another name, and give it its own once it is whole."""
+    """Write a file under a temporary name, and rename it once it is whole."""
     part = temporary_name(path).with_suffix(path.suffix)
     try:
         write(part)

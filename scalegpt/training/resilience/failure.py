@@ -19,7 +19,7 @@ INTERRUPTED_STATUS = 130
 
 CHECKS = 20
 CHECK_SECONDS = 0.1
-"""A rank whose connection broke looks ``CHECKS`` times, every ``CHECK_SECONDS``, for the rank that has ended."""
+"""A rank whose connection broke looks for the rank that has ended: ``CHECKS`` times, every ``CHECK_SECONDS``."""
 
 LONGEST_MESSAGE = 300
 """Longest error message, in characters, that is printed in full."""
@@ -36,7 +36,7 @@ class Failure:
         halt: the content of ``halt.json``, which ends all ranks. The rank that failed first wrote it.
         error: the exception to raise: this rank's original error if it is the cause and has a clear message, else a
             ``RunError`` with the cause.
-        is_ours: whether this rank failed first, and so writes ``run_status.json``.
+        is_ours: whether this rank failed first. That rank writes ``run_status.json``.
     """
 
     halt: Halt
@@ -45,7 +45,7 @@ class Failure:
 
 
 def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) -> Failure:
-    """Find the cause of an exception in the training loop, and make the other ranks end: they may be waiting for this one.
+    """Find the cause of an exception in the training loop, and make the other ranks end, which may wait for this one.
 
     Args:
         error: the exception that ended this rank's loop.
@@ -110,10 +110,10 @@ def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
 
 
 def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
-    """Shorten a library's long error, such as a compiler's output, to one line, and write all of it to ``error_rank_N.txt``.
+    """Shorten a library's long error to one line, and write the full text to ``error_rank_N.txt``.
 
     Returns:
-        The line; None for an error with a short message that does not come from compiling.
+        The line; None if the message is short and does not come from compiling.
     """
     text = str(error).strip()
     from_compiling = type(error).__module__.startswith(COMPILERS)

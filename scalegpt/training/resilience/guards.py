@@ -1,6 +1,6 @@
 """Keeps bad steps out of the weights: losses and gradients that are not finite, and loss spikes.
 
-All ranks decide by the same two numbers, the mean loss and the gradient norm over all ranks, so they decide alike. They
+All ranks use the same two numbers, the mean loss and the gradient norm over all ranks, so they decide alike. They
 decide when the gradients are complete and before the optimizer steps (:meth:`scalegpt.backends.base.Backend.step`). A
 skipped step counts as a step of the run, and its learning rate and data are used up, but weights, moments and the
 optimizer's step count do not change.
@@ -25,7 +25,7 @@ from scalegpt.training.runs.files import finite, write_whole, writing
 from scalegpt.training.runs.metrics_file import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
 
 LEAST_RISE = 1.2
-"""A loss of at most this multiple of the median is no spike, however small the MAD is."""
+"""A loss of at most this multiple of the median is never a spike, not even if the MAD is tiny."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Spike:
         loss: the step's mean loss over all ranks.
         median: median of the recent losses.
         limit: a loss above this is a spike.
-        begins: whether the spike begins with this step: the step before was no spike.
+        begins: whether the spike begins with this step, that is, whether the step before was not a spike.
     """
 
     step: int
@@ -56,7 +56,7 @@ class Guards:
 
     Args:
         train: the settings.
-        recent: losses and skips of the steps before the first one to judge.
+        recent: losses and skips of the steps before the first step to judge.
         skipped: number of steps that the run has skipped so far.
     """
 

@@ -1,9 +1,9 @@
-"""How ranks watch each other without a collective: a heartbeat file for each rank, and one halt file that ends all ranks.
+"""Lets ranks watch each other without a collective, by heartbeat files and a halt file that ends all ranks.
 
-Every rank keeps writing ``runs/NAME/.heartbeats/START/rank_N.json`` (START is a random name for each start of the run), which
-says that the rank lives and what it is doing. A collective cannot carry this: a rank that waits in a collective does nothing
-else. A rank that must end, and would leave the other ranks waiting, writes ``halt.json`` in the same folder. Every rank looks
-for that file whenever it writes its heartbeat.
+Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json`` again and again (START is a random name for each start of
+the run). The file says that the rank lives and what it is doing. A collective cannot do this, since a rank that waits
+in a collective does nothing else. A rank that must end writes ``halt.json`` in the same folder, so that the others do
+not wait for it. Every rank looks for that file whenever it writes its heartbeat.
 """
 
 import json
@@ -29,7 +29,10 @@ BEAT_SECONDS = 1.0
 """Seconds between two heartbeats of a rank, in a run of at most :data:`RANKS_PER_SECOND` ranks."""
 
 RANKS_PER_SECOND = 64
-"""Upper limit on the heartbeats per second of all ranks together: more ranks beat less often, to spare the file server."""
+"""The most heartbeats per second of all ranks together.
+
+In a larger run each rank writes less often, to spare the file server.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Beat:
     born: str
 
     def is_known_dead(self) -> bool:
-        """Whether the rank's process has ended; False for a rank on another machine, of which nothing is known."""
+        """Whether the rank's process is known to have ended; False for a rank on another machine."""
         return self.host == socket.gethostname() and has_ended(self.pid, self.born)
 
     @property
@@ -89,7 +92,7 @@ Note = TypeVar("Note", Beat, Halt)
 
 
 def _read(kind: type[Note], path: Path) -> Note | None:
-    """Read a rank's heartbeat or a halt; None where the file is missing, unreadable or lacks an expected entry."""
+    """Read a rank's heartbeat or a halt; None if the file is missing, cannot be read or lacks an entry."""
     try:
         values = read_object(path)
     except (OSError, InputError):
@@ -141,14 +144,14 @@ class Heartbeats:
         return folder
 
     def remove(self) -> None:
-        """Delete all heartbeat files, once no rank needs them. Rank 0 only."""
+        """Delete all heartbeat files when no rank needs them any more. Rank 0 only."""
         shutil.rmtree(self.parent, ignore_errors=True)
 
     def beat(self, step: int, place: str, moves: int) -> None:
         """Write this rank's heartbeat.
 
-        A disk error is ignored, since it must not end the run. Without new heartbeats this rank looks stopped to the other
-        ranks, which matters only when they look for a rank to blame.
+        A disk error is ignored, since it must not end the run. Its only effect is that this rank looks stopped when the
+        other ranks look for a rank to blame.
         """
         if self.folder is None:
             return
@@ -161,7 +164,7 @@ class Heartbeats:
             return
 
     def read(self) -> dict[int, Beat]:
-        """Return the last heartbeat of each rank, by rank; a rank without a readable heartbeat is absent."""
+        """Return the last heartbeat of each rank, by rank. Ranks without a readable heartbeat are left out."""
         if self.folder is None:
             return {}
         found = {rank: _read(Beat, self.folder / f"rank_{rank}.json") for rank in range(self.world.size)}
@@ -197,8 +200,8 @@ class Heartbeats:
     def blame(self, wait: Callable[[float], object] = time.sleep) -> str:
         """Find the rank that the other ranks wait for, and say in words what it is doing. Takes three heartbeat intervals.
 
-        The rank to blame is one without a heartbeat, else one whose heartbeat has stopped, else the one furthest behind. If
-        none is behind, the words say that all ranks are at the same place.
+        The rank to blame is one without a heartbeat, else one whose heartbeat has stopped, else the one furthest
+        behind. If no rank is behind, the answer says that all ranks are at the same place.
 
         Args:
             wait: function that waits for a number of seconds.

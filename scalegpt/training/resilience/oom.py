@@ -1,8 +1,9 @@
-"""Out of memory on a rank: recognise the error, advise settings that fit, and leave a note for the run's next start.
+"""Handles an out-of-memory error: recognises it, suggests settings that fit, and leaves a note for the next start.
 
-The process cannot continue: after a failed allocation in the middle of a sharded forward or backward pass, the ranks no
-longer agree on which parameters are gathered. So all ranks end, and ``--on_oom shrink`` leaves a note in the run's directory.
-The next start, by the launcher or the user, then takes at most half the micro batch, and more gradient accumulation.
+The run cannot continue: after a failed allocation in a sharded forward or backward pass, the ranks no longer agree on
+which parameters are gathered. All ranks therefore end. With ``--on_oom shrink`` they leave a note in the run's
+directory. The next start, by the launcher or the user, then takes at most half the micro batch, and more gradient
+accumulation.
 """
 
 import json
@@ -27,7 +28,7 @@ RECORD = "out_of_memory.json"
 """Name of the note in the run's directory. It holds the micro batch to use, the one that was too large, ranks and device."""
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-"""Texts by which out-of-memory errors without a class of their own are known: of the CPU's allocator, cuBLAS and CUDA."""
+"""Texts in out-of-memory errors that have no class of their own: from the CPU's allocator, cuBLAS and CUDA."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -38,7 +39,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def smaller_micro_batch(plan: Plan) -> int | None:
-    """The largest micro batch, at most half the plan's, that divides a rank's sequences per step; None if the plan's is 1."""
+    """The largest micro batch that divides a rank's sequences per step and is at most half the plan's.
+
+    None if the plan's is 1.
+    """
     half = plan.batch.micro_batch // 2
     fitting = [size for size in divisors(plan.batch.micro_batch * plan.batch.grad_accum) if size <= half]
     return max(fitting) if fitting else None
@@ -64,7 +68,7 @@ def remember(directory: RunDirectory, plan: Plan, device: str) -> str:
     """
     smaller = smaller_micro_batch(plan)
     if smaller is None:
-        return "on_oom shrink cannot reduce memory further: the micro batch is already one sequence"
+        return "on_oom shrink cannot reduce the memory further, since the micro batch is already one sequence"
     note = {"micro_batch": smaller, "too_large": plan.batch.micro_batch, "ranks": plan.batch.ranks, "device": device}
     with writing(directory.path / RECORD):
         write_whole(directory.path / RECORD, json.dumps(note, indent=1))

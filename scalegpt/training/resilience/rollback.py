@@ -1,9 +1,9 @@
 """Rollback after a loss spike: continue from an earlier checkpoint, with later data.
 
-The weights may be damaged some steps before the loss shows it. So the run goes back to a checkpoint that is older than the
-``spike_window`` steps by which the spike was measured, if there is one. The step number and the learning rate schedule
-continue from the checkpoint. The data continue after the spike: the windows of all steps from the checkpoint to the spike are
-skipped.
+The weights may be damaged some steps before the loss shows it. The run therefore goes back to a checkpoint that is
+older than the ``spike_window`` steps with which the spike was compared, if there is one. The step number and the
+learning rate schedule continue from the checkpoint. The data continue after the spike: the windows of all steps from
+the checkpoint to the spike are skipped.
 """
 
 from collections.abc import Callable
@@ -34,9 +34,9 @@ class RollbackTarget:
 
     Attributes:
         checkpoint: path of the checkpoint to load.
-        progress: the checkpoint's progress, but with the position in the data after the spike.
+        progress: the checkpoint's progress, with its position in the data moved behind the spike.
         stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
-        history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
+        history: what ``metrics.jsonl`` says about the steps up to the checkpoint's step.
     """
 
     checkpoint: Path
@@ -48,10 +48,10 @@ class RollbackTarget:
 def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> None:
     """Load the state of a verified checkpoint into a backend; all ranks must call it together.
 
-    If the run now uses another optimizer than the checkpoint's, only the weights are read, and all moments begin at zero.
-    The optimizer's step count still continues, since every resume computes it from the run's steps. So AdamW's bias
-    correction is too weak for moments that begin at zero: its first update is scaled by (1 - β₁)/√(1 - β₂). The checkpoint
-    of an imported model has no moments, and no steps: they too begin at zero.
+    If the run now uses another optimizer than the checkpoint's, only the weights are read, and all moments begin at
+    zero. The optimizer's step count still continues, since every resume computes it from the run's steps. AdamW's bias
+    correction is therefore too weak for moments that begin at zero: the first update is scaled by (1 - β₁)/√(1 - β₂).
+    The checkpoint of an imported model has neither moments nor steps; both begin at zero.
     """
     header = checkpoint.manifest.header
     is_imported = header.progress.step == 0 and all(
@@ -77,7 +77,7 @@ def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
     Args:
         folder: the folder of the run's checkpoints.
         spike: the spike.
-        window: number of steps by which spikes are measured.
+        window: number of recent steps with which a loss is compared.
     """
     found = [path for path in store.find_checkpoints(folder) if store.step_of(path) < spike.step]
     older = [path for path in found if store.step_of(path) < spike.step - window]
@@ -131,9 +131,9 @@ def roll_back_files(
         directory: the run's directory; ``metrics.jsonl`` must not be open.
         spike: the spike that causes the rollback.
         checkpoint: the verified checkpoint to roll back to.
-        now: the run's progress, the step of the spike included.
+        now: the run's progress, including the step of the spike.
         stretch: the data ledger's last entry (a range of steps with the same data and batch), which covers the current step.
-        window: number of steps by which spikes are measured.
+        window: number of recent steps with which a loss is compared.
 
     Raises:
         RunError: a file cannot be written.

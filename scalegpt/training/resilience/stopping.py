@@ -1,9 +1,9 @@
 """Requests to stop a run: by a signal, because the launcher has ended, or because the time limit is reached.
 
 A request is only recorded. In each step the ranks exchange their requests together with the loss
-(:mod:`scalegpt.training.step_flags`), so all ranks finish the same step, save and end. An evaluation or a save under way is
-finished first; rank 0 prints at once that the run waits for it. Before the ranks have joined there is nothing to finish, and
-a request ends the process at once.
+(:mod:`scalegpt.training.step_flags`), so all ranks finish the same step, save and end. A current evaluation or save is
+finished first, and rank 0 prints at once that the run waits for it. Before the ranks have joined there is nothing to
+finish, so a request ends the process at once.
 
 ======================  ===============================================================================================
 SIGTERM                 sent by batch systems and launchers: stop
@@ -35,19 +35,25 @@ if TYPE_CHECKING:  # scalegpt.backends imports torch, and this module must work 
     from scalegpt.backends import World
 
 LAUNCHER_SECONDS = 1.0
-"""Seconds between two checks whether the launcher still runs."""
+"""Seconds between two checks of whether the launcher still runs."""
 
 GRACE_SECONDS = 120.0
-"""Seconds that a rank may take to save after its launcher has ended; then it ends itself, since nobody else would."""
+"""After its launcher has ended, a rank may take this many seconds to save.
+
+Then it ends itself, since nobody else would.
+"""
 
 LEAVE_SECONDS = 2.0
-"""Seconds that a process which ends at once may take to report that. Then it ends anyway: the disk may hang."""
+"""A process that ends at once may take this many seconds to report it. Then it ends anyway, since the disk may hang."""
 
 STDERR = 2
-"""File descriptor of standard error. It is written to directly: another thread may hold the lock of Python's buffer."""
+"""File descriptor of standard error.
+
+It is written to directly, since another thread may hold the lock of Python's buffer.
+"""
 
 ERASE_LINE = "\n" if os.environ.get("TERM") == "dumb" else "\r\x1b[2K"
-"""Written to a terminal before a line: erases the live line, which is drawn again below; a dumb terminal cannot."""
+"""Written to a terminal before a line, to erase the live line, which is then drawn again below."""
 
 Leave = Callable[[int], object]
 
@@ -64,7 +70,10 @@ class Reason(Enum):
 
     @staticmethod
     def counts(given: "Reason | None") -> list[float]:
-        """Encode a rank's reason as a one-hot list in the order of the enum, to be summed over the ranks; None: all zeros."""
+        """Encode a rank's reason as a one-hot list in the enum's order, which is summed over the ranks.
+
+        None gives all zeros.
+        """
         return [float(reason is given) for reason in Reason]
 
     @staticmethod
@@ -156,7 +165,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside the block, a request to stop ends the process at once. Used while torch is imported and the ranks join."""
+        """Make a request to stop end the process at once inside the block.
+
+        Used while torch is imported and the ranks join.
+        """
         with self._lock:
             self._alone, reason = True, self.reason
         if reason is not None:
@@ -170,7 +182,7 @@ class StopRequest:
     def ask(self, reason: Reason) -> None:
         """Record a request to stop; only the first one counts.
 
-        Rank 0 prints at once what happens next, since the step under way may take long.
+        Rank 0 prints at once what happens next, since the current step may take long.
         """
         with self._lock:
             if self.reason is None:
@@ -217,7 +229,9 @@ class StopRequest:
             raise Stopped(reason)
 
     def check_alone(self) -> None:
-        """End the set-up if this rank was asked to stop. For work that one rank does alone; its errors then end all ranks.
+        """End the set-up if this rank was asked to stop.
+
+        Used in work that one rank does alone; its errors then end all ranks.
 
         Raises:
             Stopped: this rank was asked to stop.
@@ -227,7 +241,10 @@ class StopRequest:
 
 
 def _report(reason: Reason, what_next: Callable[[], str]) -> None:
-    """Write one line on the request and what happens next to standard error; on a terminal it replaces a live line."""
+    """Write to standard error one line on the request and on what happens next.
+
+    On a terminal it replaces the live line.
+    """
     line = what_next()
     if not line:
         return

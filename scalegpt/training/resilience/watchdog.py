@@ -1,9 +1,9 @@
 """Ends all ranks when a step hangs or another rank has ended, so that a launcher can restart the run.
 
-The trainer tells its watchdog what it is doing (:meth:`Watchdog.at`), and the watchdog's thread writes that into the rank's
-heartbeat (:mod:`scalegpt.training.resilience.heartbeat`). When a step exceeds its time-out, the first rank to notice makes
-all ranks end and names the rank to blame. Every rank writes its stack traces to ``stacks_rank_N.txt`` before its process
-ends. The process has to end: a rank that waits in a collective cannot be resumed, but after its end
+The trainer tells its watchdog what it is doing (:meth:`Watchdog.at`), and the watchdog's thread writes that into the
+rank's heartbeat (:mod:`scalegpt.training.resilience.heartbeat`). When a step exceeds its time-out, the first rank to
+notice makes all ranks end and names the rank to blame. Every rank writes its stack traces to ``stacks_rank_N.txt``
+before its process ends. The process must end, because a rank that waits in a collective cannot be resumed. Then
 ``torchrun --max-restarts`` starts all ranks again from the last checkpoint.
 
 The first step has a time-out of its own, since it compiles and tunes kernels. Work between steps (evaluation, sampling,
@@ -49,7 +49,7 @@ class Watchdog:
         taken: number of steps that are complete.
         place: what the rank is doing, within the step or between steps.
         moves: how many places the rank has entered.
-        is_within_step: whether a step is under way.
+        is_within_step: whether a step is being taken.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class Watchdog:
         self.at("loader")
 
     def at(self, place: str) -> None:
-        """Note what the rank is doing now, such as ``optimizer``."""
+        """Note what the rank is doing now, for example ``optimizer``."""
         self.place = place
         self.moves += 1
 
     def outside(self, place: str) -> None:
-        """Note that work between steps begins, such as saving, and start its time-out."""
+        """Note that work between steps begins, for example saving, and start its time-out."""
         self.taken, self._began, self._limit, self.is_within_step = self.step, self.clock(), self.first, False
         self.at(place)
 
     def loading(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Yield the batches, and note the place: loader while waiting for a batch, then the model, finally the optimizer."""
+        """Yield the batches, and note what the rank does: it waits for a batch, then runs the model, then the optimizer."""
         for batch in batches:
             self.at("forward and backward")
             yield batch
@@ -154,7 +154,7 @@ class Watchdog:
         self.leave(HUNG_STATUS)
 
     def _end_on_halt(self, halt: Halt) -> None:
-        """End this process because of a halt; after a time-out, write the stack traces first."""
+        """End this process because of a halt. If the cause is a time-out, write the stack traces first."""
         if halt.status == HUNG_STATUS:
             self._dump(halt.cause)
         for _ in range(BEATS_TO_END if halt.status == HUNG_STATUS else 2):

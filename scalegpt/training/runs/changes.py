@@ -22,12 +22,15 @@ FREE_TO_CHANGE = frozenset({
     "profile_ranks", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
     "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
 })  # fmt: skip
-"""Settings that a resumed run may change freely: they decide how, how fast or how long the run computes, not what.
+"""Settings that a resumed run may change freely.
 
-``input_file``, ``as_text`` and ``follow_links`` are among them, since the tokens themselves are compared by their digest."""
+They change the speed or the length of the run, not the result of a step.
+
+``input_file``, ``as_text`` and ``follow_links`` are among them, since the tokens themselves are compared by their digest.
+"""
 
 UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links"})
-"""Free settings whose change is not reported, since it has no effect of its own: names, and how text files are read."""
+"""Free settings whose change is not reported because it has no effect of its own: names, and how text files are read."""
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -37,7 +40,7 @@ def differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
 
 
 def differences_of_models(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """The settings of the model that differ, each as ``old → new``, except those that no weight depends on.
+    """The settings of the model that differ and on which weights depend, each as ``old → new``.
 
     These are the only differences that count for a run that has weights and has not been trained.
     """
@@ -59,8 +62,8 @@ def free_differences(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, 
 def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[str]) -> dict[str, Any]:
     """Return {name: value} of the second length limit, if a run began with both ``max_iters`` and ``max_tokens``.
 
-    Earlier releases kept the default or the preset's ``max_iters`` beside a given ``max_tokens``, and the other way round.
-    A run that such a release began keeps both limits.
+    In earlier releases ``max_iters`` from the default or the preset stayed in force beside a given ``max_tokens``, and
+    vice versa. A run that began with such a release keeps both limits.
 
     Args:
         train: the training settings now, in which one of the limits may be None.
@@ -78,14 +81,14 @@ def other_length(train: TrainConfig, earlier: dict[str, Any], given: frozenset[s
 
 
 def reshaping(earlier: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
-    """The settings whose change gives the weights other shapes, so that not even ``--allow_change`` can change them in a run.
+    """The settings whose change gives the weights other shapes. Even ``--allow_change`` cannot change them in a run.
 
     Args:
         earlier: the configuration of the run so far, as ``config.yaml`` has it.
         now: the configuration to resume with, in the same form.
 
     Raises:
-        InputError: a model in one of the configurations is none that there is.
+        InputError: one of the configurations does not describe a valid model.
     """
     old, new = (
         _known_vocabulary(ModelConfig.from_mapping(values.get("model", {}), "config.yaml")) for values in (earlier, now)
@@ -103,7 +106,7 @@ def _known_vocabulary(model: ModelConfig) -> ModelConfig:
 
 
 def _shapes_with(model: ModelConfig, key: str, value: Any) -> dict[str, Shape] | None:
-    """The shapes of a model's weights with another value of one setting; None if the value does not suit the others."""
+    """The shapes of a model's weights with another value of one setting; None if the value is not valid beside the others."""
     try:
         return parameter_shapes(model.changed(**{key: value}))
     except InputError:
@@ -143,7 +146,7 @@ def _free(old: dict[str, Any], new: dict[str, Any]) -> frozenset[str]:
     """Names of the settings that may differ freely between two configurations.
 
     Besides :data:`FREE_TO_CHANGE`, a setting that only some optimizers have may differ, unless the optimizers of both
-    configurations have it. So a change of the optimizer counts as one change.
+    configurations have it. A change of the optimizer therefore counts as one change.
     """
     before, after = (OWN_SETTINGS.get(str(values.get("optimizer")), frozenset()) for values in (old, new))
     others = frozenset().union(*OWN_SETTINGS.values()) - (before & after)
@@ -171,7 +174,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 # --- the learning rate -------------------------------------------------------------------------------------------------
 
 SCHEDULE = ("schedule", "learning_rate", "min_lr_ratio", "warmup_steps", "decay_fraction")
-"""The settings that, with the total number of steps, decide the learning rate of a step."""
+"""These settings and the total number of steps decide the learning rate of a step."""
 
 NOTABLE = 0.01
 """A change of the learning rate by at most this share is not reported."""
@@ -190,7 +193,8 @@ def rate_change(
         total: total number of steps under the new settings.
 
     Returns:
-        A list of one line; empty where the rate stays about the same, no step is taken, none is left, or a file is not known.
+        A list of one line; empty where the rate stays about the same, the run has taken no step or all of its steps, or
+        an argument is None.
     """
     steps_before = (plan or {}).get("steps")
     if not 0 < step < total or earlier is None or type(steps_before) is not int:
@@ -231,7 +235,7 @@ def _ways_to_keep(train: TrainConfig, rate: float, step: int, total: int) -> str
 
 
 def nothing_left_line(step: int, total: int, rate: float, schedule: str) -> str:
-    """The line of a run that is started again after its last step.
+    """The line that a run prints if it is started again after its last step.
 
     Args:
         step: number of steps taken.

@@ -1,4 +1,4 @@
-"""The directory of a run, ``runs/MODEL_NAME/``: choose, lock, check, create and roll it back.
+"""The directory of a run, ``runs/MODEL_NAME/``: choosing, locking, checking and creating it, and rolling it back.
 
 It holds ``config.yaml`` (all settings), ``plan.json`` (layout, memory, speed), ``metrics.jsonl`` (a line for each step and
 evaluation), ``data_ledger.jsonl`` (the data that each step consumed), ``bad_steps.jsonl`` (the samples of the skipped steps
@@ -48,11 +48,14 @@ IMPORTED = "imported"
 """The state of a run whose weights come from another program, and which has not been trained."""
 
 _MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
-"""Files that a start makes before ``config.yaml``. A folder with no others is new: a start was killed, or the disk full."""
+"""Files that a start makes before ``config.yaml``.
+
+A folder with only these is new: its start was killed, or the disk was full.
+"""
 
 
 class RunDirectory(RunRecords):
-    """The directory of one run: ``RunRecords``, and the run's id, settings and lock."""
+    """The directory of one run: its records (:class:`RunRecords`), id, settings and lock."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -89,10 +92,10 @@ class RunDirectory(RunRecords):
         return directory
 
     def is_new(self) -> bool:
-        """Whether no run was begun here: no folder, or only the files that an interrupted :meth:`create` leaves.
+        """Whether no run has begun here: there is no folder, or it has only the files of an interrupted :meth:`create`.
 
         Raises:
-            InputError: the path cannot be listed, or is no folder.
+            InputError: the path cannot be listed, or is not a folder.
         """
         try:
             found = list(self.path.iterdir()) if self.path.exists() else []
@@ -111,7 +114,7 @@ class RunDirectory(RunRecords):
         """Lock the run's directory against other processes until :meth:`unlock`, or until this process ends in any way.
 
         Returns:
-            A list of warnings: that the file system has no locks, that it cannot sync folders; empty where it can do both.
+            A list of warnings, where the file system has no locks or cannot sync folders.
 
         Raises:
             InputError: another process is training this run.
@@ -133,8 +136,8 @@ class RunDirectory(RunRecords):
     def changes(self, run: RunConfig, *, ranks: int) -> dict[str, str]:
         """All settings, and the number of ranks, that differ from the run so far, each as ``old → new``.
 
-        Differences that change the result of training come first. Empty for a new run, and for one that was imported and not
-        trained.
+        Differences that change the result of training come first. A new run has none, nor has an imported run that was
+        not trained yet.
 
         Raises:
             InputError: the configuration of the run so far cannot be read.
@@ -165,8 +168,8 @@ class RunDirectory(RunRecords):
         shapes = sorted(reshaped & allowed & found.keys())
         if shapes:
             raise InputError(
-                f"{self.path}: {shapes[0]} cannot be changed: it sets the weights' shape; choose another --model_name, or "
-                "--fresh to start a new run beside it"
+                f"{self.path}: {shapes[0]} cannot be changed: it sets the weights' shape; choose another --model_name, "
+                "or --fresh to start a new run beside it"
             )
         if changes:
             lines = [f"{key}: {text}" for key, text in changes.items()]
@@ -203,9 +206,9 @@ class RunDirectory(RunRecords):
         return None
 
     def with_earlier_settings(self, run: RunConfig, given: frozenset[str] = frozenset()) -> RunConfig:
-        """Fill in the settings that the run so far has fixed, where they are still open in ``run``.
+        """Fill in the settings that are still open in ``run`` with those of the run so far.
 
-        Fills in the precision, ``tokens_per_step``, and a second length limit (:func:`other_length`).
+        These are the precision, ``tokens_per_step``, and a second length limit (:func:`other_length`).
 
         Args:
             run: the configuration to fill in.
@@ -226,7 +229,7 @@ class RunDirectory(RunRecords):
         return replace(run, train=run.train.changed(**settled))
 
     def read_plan(self) -> dict[str, Any] | None:
-        """Read ``plan.json`` of the run so far; None where it cannot be read. The layout is then chosen anew."""
+        """Read ``plan.json`` of the run so far; None where it cannot be read. The layout is then planned again."""
         try:
             return read_object(self.plan)
         except (OSError, InputError):
@@ -249,8 +252,8 @@ class RunDirectory(RunRecords):
     def create(self, run: RunConfig, plan: dict[str, Any] | None, started_by: Mapping[str, str] | None = None) -> None:
         """Write the directory's first files: launcher's marks, run id, plan and configuration, in this order.
 
-        The marks come first, since a launcher's restart finds the folder by them. The configuration comes last: a folder
-        without it counts as new, so a start that is killed here, or meets a full disk, can be repeated.
+        The marks come first, since a restart by the launcher finds the folder by them. The configuration comes last: a
+        folder without it counts as new, so a start that is killed or meets a full disk can be repeated.
 
         Args:
             run: the configuration.
@@ -284,7 +287,10 @@ class RunDirectory(RunRecords):
         write_whole(self.config, yaml.safe_dump(as_file(run), sort_keys=False, allow_unicode=True))
 
     def abandon(self) -> None:
-        """Delete all but the lock in the folder of a new run whose making failed; :meth:`is_taken` must have been false."""
+        """Delete all but the lock in the folder of a new run that could not be created.
+
+        Call this only if :meth:`is_taken` was false before the creation.
+        """
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -302,7 +308,7 @@ class RunDirectory(RunRecords):
         """Delete the metrics, the samples and the entries of the data ledger for steps after a checkpoint.
 
         Args:
-            history: what ``metrics.jsonl`` says of the steps up to the checkpoint's.
+            history: what ``metrics.jsonl`` says about the steps up to the checkpoint's step.
 
         Raises:
             InputError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Write a run's files: each is replaced whole or stays as it was, and an error names the file."""
+"""Writes a run's files. Each is replaced as a whole or stays as it was, and an error names the file."""
 
 import math
 import tempfile
@@ -46,7 +46,7 @@ def write_whole(path: Path, text: str | bytes) -> None:
 
 
 def try_writing(*folders: Path) -> None:
-    """Refuse folders in which no file can be made; folders that do not exist yet pass.
+    """Refuse folders in which no file can be made. Folders that do not exist yet are not refused.
 
     Raises:
         InputError: no file can be made in a folder, which the message names.

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a path and the setting ``checkpoint`` mean, in a run that may be trained meanwhile."""
+"""Finds the checkpoint that a path and the setting ``checkpoint`` mean, in a run that may be training at the same time."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -45,11 +45,12 @@ def chosen_checkpoint(path: Path, which: str) -> Path:
 
     Args:
         path: a run's folder, or a checkpoint's folder.
-        which: ``last``, ``best`` (the lowest held-out loss), or a step, whose checkpoint need not exist.
+        which: ``last``, ``best`` (the lowest held-out loss), or the number of a step. Whether the step has a checkpoint
+            is not checked.
 
     Raises:
-        InputError: ``which`` is none of these; or it is not ``last``, and the path is not a run, or the run has no
-            checkpoint with a held-out loss.
+        InputError: ``which`` is none of these; or it is not ``last`` and the path is not a run; or it is ``best`` and
+            no checkpoint of the run has a held-out loss.
     """
     if which == LAST:
         return path
@@ -75,7 +76,7 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
     newest checkpoint.
 
     Args:
-        path: a run's folder, which means its newest checkpoint, or a checkpoint's folder.
+        path: a run's folder, which stands for its newest checkpoint, or a checkpoint's folder.
         work: a function of the path of the checkpoint.
 
     Raises:
@@ -105,7 +106,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
 
 @contextmanager
 def naming_earlier(checkpoint: Path) -> Iterator[None]:
-    """Append a hint to an error that the block raises about a damaged checkpoint: which checkpoint to use instead.
+    """Add a hint to an error about a damaged checkpoint that the block raises: which checkpoint to use instead.
 
     Raises:
         DamagedError: the checkpoint is damaged; the message ends with the hint.
@@ -122,7 +123,9 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
 
 
 def examine_all(path: Path) -> list[Verdict]:
-    """Examine all checkpoints of a run, or a single one; checkpoints that training deletes meanwhile are skipped.
+    """Examine all checkpoints of a run, or a single one.
+
+    Checkpoints that training deletes at the same time are skipped.
 
     Args:
         path: a run's folder, or a checkpoint's folder.
@@ -145,10 +148,10 @@ def examine_all(path: Path) -> list[Verdict]:
 
 
 def refuse_deleted(path: Path, checkpoint: Path) -> None:
-    """Refuse to continue if the checkpoint that was deleted is the one that the user named.
+    """Refuse to continue if the user named the checkpoint that was deleted.
 
     Raises:
-        InputError: the user named this checkpoint, so no other checkpoint can take its place.
+        InputError: the user named this checkpoint.
     """
     if checkpoint == path:
         raise InputError(
@@ -157,7 +160,7 @@ def refuse_deleted(path: Path, checkpoint: Path) -> None:
 
 
 def newest_checkpoint(path: Path) -> Path:
-    """Return the path, if it is a checkpoint, or the newest checkpoint of the run at the path.
+    """Return the path itself if it is a checkpoint, else the newest checkpoint of the run at the path.
 
     Raises:
         InputError: the path does not exist, is neither a run nor a checkpoint, or is a run without checkpoints.
@@ -166,7 +169,7 @@ def newest_checkpoint(path: Path) -> Path:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Return one or more checkpoints, oldest first: the path, if it is a checkpoint, or all of the run at the path.
+    """Return the path itself if it is a checkpoint, else all checkpoints of the run at the path, oldest first.
 
     Raises:
         InputError: the path does not exist, cannot be read, is neither a run nor a checkpoint, or is a run without
@@ -218,7 +221,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _no_checkpoint(run: Path, name: str = "") -> str:
-    """Return an error message: the run has no checkpoint of this name, or no checkpoint yet, or none any more."""
+    """Return the error message for a run that has no checkpoint of this name, no checkpoint yet, or none any more."""
     found = [each.name for each in _found_in(run)]
     if found:
         named = found if len(found) <= MOST_NAMED else [found[0], "…", *found[2 - MOST_NAMED :]]
@@ -230,7 +233,7 @@ def _no_checkpoint(run: Path, name: str = "") -> str:
 
 
 def _missing(path: Path) -> str:
-    """Return an error message: the run or its checkpoint does not exist. The message names what was probably meant."""
+    """Return the error message for a run or checkpoint that does not exist. It names what was probably meant."""
     folder = path.parent
     run = folder.parent if folder.name == CHECKPOINTS else folder
     if CHECKPOINTS in {path.name, folder.name} or path.name.startswith(STEP):
@@ -253,7 +256,9 @@ def _nearest_run(path: Path) -> str:
 def _runs_hint(path: Path) -> str:
     """Return a hint that names the runs in a folder; if there are none, the hint says which folder to give."""
     inside = _runs_in(path)
-    return f"; it contains these runs: {', '.join(inside)}" if inside else "; give a folder such as runs/NAME"
+    return (
+        f"; it contains these runs: {', '.join(inside)}" if inside else "; give a run's folder, for example runs/NAME"
+    )
 
 
 def _runs_in(folder: Path) -> list[str]:

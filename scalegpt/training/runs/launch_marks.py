@@ -1,8 +1,8 @@
-"""Marks of the launcher that began a run, so that the launcher's restart of a ``--fresh`` command resumes that run.
+"""Marks that identify the launcher that began a run. With them, a restart of a ``--fresh`` command resumes that run.
 
-torchrun restarts all ranks after a failure, with the same command. Slurm may requeue a job. With ``--fresh``, each restart
-would begin another new run. So a run's folder holds marks that identify the launcher that began the run. The launcher's
-restarts find the folder by these marks.
+torchrun restarts all ranks after a failure, with the same command. Slurm may requeue a job. With ``--fresh``, each
+restart would begin another new run. To prevent this, each run's folder holds marks of the launcher that began the run,
+and the launcher's restarts find the folder by these marks.
 """
 
 import json
@@ -20,10 +20,10 @@ from scalegpt.training.runs.directory import STARTED_BY
 from scalegpt.training.runs.files import write_whole
 
 WENT_BACK = ".went_back"
-"""Name of the file that identifies the launcher whose start went back with ``--resume_step``, and holds the step."""
+"""Name of the file about a start with ``--resume_step``: it holds the step, and the marks of the launcher."""
 
 NAMELESS = {"", "none"}
-"""The job ids that torchrun uses without ``--rdzv-id``, which do not identify a job."""
+"""The job ids that torchrun uses without ``--rdzv-id``. They do not identify a job."""
 
 
 def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -48,7 +48,7 @@ def launch_marks(environment: Mapping[str, str] | None = None) -> dict[str, str]
 
 
 def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """Return the folder name of the run that an earlier start of this launcher began; None where there is none.
+    """Return the folder name of the run that an earlier start by this launcher began; None where there is none.
 
     A torchrun process runs only one job, so a run with the mark ``agent`` belongs to this job. Another job may reuse a job's
     id, so the marks ``torchrun`` and ``slurm`` count only where the launcher reports that this start is a restart.
@@ -67,7 +67,10 @@ def begun_before(root: Path, name: str, environment: Mapping[str, str] | None = 
 
 
 def went_back_before(folder: Path, step: int, environment: Mapping[str, str] | None = None) -> bool:
-    """Whether an earlier start of this launcher went back to this step; a restart then resumes from the newest checkpoint."""
+    """Whether an earlier start by this launcher went back to this step.
+
+    A restart then resumes from the newest checkpoint.
+    """
     recorded, marks = _read(folder / WENT_BACK), _earlier_marks(environment)
     return recorded.get("step") == str(step) and any(recorded.get(kind) == mark for kind, mark in marks.items())
 
@@ -82,7 +85,10 @@ def note_going_back(folder: Path, step: int) -> None:
 
 
 def _earlier_marks(environment: Mapping[str, str] | None) -> dict[str, str]:
-    """The marks by which to find an earlier start of this launcher; without job ids where this is no restart."""
+    """The marks by which to find an earlier start by this launcher.
+
+    If this is not a restart, they contain no job ids.
+    """
     known = os.environ if environment is None else environment
     marks = launch_marks(known)
     if known.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":

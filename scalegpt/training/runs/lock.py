@@ -21,8 +21,8 @@ class RunLock:
     """The lock of a run's folder. The operating system releases it when the process ends in any way.
 
     On a file system without locks, the content of the lock file names its owner: process number, machine, and when the
-    process began. This keeps out processes on the same machine, unless two start at the same moment. It does not
-    keep out processes on other machines.
+    process began. This keeps out other processes of this machine, unless two start at the same moment, but not
+    processes of other machines.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""Write and read ``metrics.jsonl``, which has a line for each step and each evaluation.
+"""Writes and reads ``metrics.jsonl``, which has a line for each step and each evaluation.
 
-A resumed run reads the file once, up to the checkpoint's step: the losses by which the guards judge, and whether the step's
-evaluation is missing. A checkpoint is written before the evaluation and the sample of its step. If a process ends in between,
-the resumed run evaluates and samples first. So an interrupted run ends with the same files as an undisturbed one.
+A resumed run reads the file once, up to the checkpoint's step. It learns the recent losses, which the guards need, and
+whether the step's evaluation is missing: a checkpoint is written before the evaluation and the sample of its step, so a
+process may end in between. The resumed run then evaluates and samples first. In this way an interrupted run ends with
+the same files as an undisturbed run.
 """
 
 import json
@@ -54,7 +55,7 @@ class MetricsFile:
         """Do nothing: samples have a file of their own."""
 
     def close(self) -> None:
-        """Close the file. Errors are ignored: :meth:`log` flushes each line and has raised them."""
+        """Close the file. Errors are ignored here, since :meth:`log` flushes each line and raises its errors."""
         with suppress(OSError):
             self._file.close()
 
@@ -62,7 +63,7 @@ class MetricsFile:
 def metric_lines(path: Path, until: float = inf) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the lines of a ``metrics.jsonl`` up to a step, each as text and as parsed JSON; none where there is no file.
 
-    Lines that a crash cut short, or that no run can have written, are skipped.
+    Lines that a crash cut short, and lines that are not valid, are skipped.
 
     Args:
         path: the file.
@@ -136,10 +137,10 @@ class RecentSteps:
 
 @dataclass(frozen=True)
 class History:
-    """What ``metrics.jsonl`` says of the steps up to ``step``.
+    """What ``metrics.jsonl`` says about the steps up to ``step``.
 
     Attributes:
-        step: the last step that was read: the step of a checkpoint.
+        step: the step of a checkpoint, up to which the file was read.
         recent: the last steps, by which the guards judge the next one.
         recorded: number of steps that have a line.
         first_missing: first step without a line; None: all steps have one.
@@ -201,7 +202,7 @@ def _first_missing(recorded: set[int]) -> int:
 
 @dataclass(frozen=True)
 class PendingWork:
-    """Work still owed for the step of the checkpoint; a resumed run does it before its next step.
+    """Work that was not done after the checkpoint of a step. A resumed run does it before its next step.
 
     Attributes:
         evaluation: whether the held-out loss is still to be computed.
@@ -213,17 +214,17 @@ class PendingWork:
 
     @property
     def anything(self) -> bool:
-        """Whether any work is owed."""
+        """Whether there is any such work."""
         return self.evaluation or self.sample
 
 
 def pending_work(history: History, train: TrainConfig, *, finished: bool, sampled: bool, at_end: bool) -> PendingWork:
-    """Find the work that an earlier process owed when it ended after the checkpoint that a run resumes from.
+    """Find the work that an earlier process did not do after the checkpoint from which the run resumes.
 
     Args:
-        history: what ``metrics.jsonl`` says up to the checkpoint's step.
+        history: what ``metrics.jsonl`` says about the steps up to the checkpoint's step.
         train: the settings, which say when an evaluation and a sample are due.
-        finished: whether the earlier process finished the run; then nothing is owed.
+        finished: whether the earlier process finished the run; then no work is left.
         sampled: whether ``samples.txt`` has the sample of the checkpoint's step.
         at_end: whether the checkpoint's step is the run's last, after which an evaluation and a sample are always due.
     """

@@ -1,4 +1,4 @@
-"""Write and read the files that grow or change while a run trains: status, metrics, samples."""
+"""Writes and reads the files that grow or change while a run trains: status, metrics, samples."""
 
 import json
 import re
@@ -26,14 +26,15 @@ FROM_A_COPY = "if you have a copy of the file, stop the run, put the copy's line
 
 @dataclass(frozen=True)
 class Past:
-    """What the files of a run say of its past, without looking at the checkpoints.
+    """What the files of a run, apart from its checkpoints, say about its past.
 
     Attributes:
-        newest: step of the newest checkpoint that ``run_status.json`` names; None: there was none, or that is not known.
+        newest: step of the newest checkpoint that ``run_status.json`` names; None: it names none, or cannot be read.
         has_status: whether ``run_status.json`` can be read and has an entry for the newest checkpoint.
         last_step: last step in ``metrics.jsonl``; 0: it has none.
         was_begun: whether the run has a ``config.yaml``, which is written when a run begins.
-        skipped_since: first step of the unbroken series of skipped steps up to the last step; None: the last was taken.
+        skipped_since: first step of the unbroken series of skipped steps up to the last step; None: the last step was
+            not skipped.
     """
 
     newest: int | None
@@ -98,7 +99,7 @@ class RunRecords:
         return None if state is None else str(state)
 
     def read_past(self) -> Past:
-        """Read what status, metrics and configuration say of the run's past."""
+        """Read what status, metrics and configuration say about the run's past."""
         status = self._read_status()
         last_step, skipped_since = 0, None
         for entry in self.read_steps():
@@ -115,11 +116,11 @@ class RunRecords:
             return {}
 
     def gaps(self, history: History) -> list[str]:
-        """Say which steps up to ``history.step`` ``metrics.jsonl`` and the data ledger lack, in a line for each file."""
+        """Name the steps that are missing from ``metrics.jsonl`` or the data ledger, in a line for each file."""
         notes, step = [], history.step
         if history.first_missing is not None:
             which = f"{step - history.recorded:,} of the {step:,} steps, from step {history.first_missing:,} on"
-            notes.append(f"{self.metrics} lacks {which}, and the report will lack them too; {FROM_A_COPY}")
+            notes.append(f"{self.metrics} lacks {which}, so the report lacks them too; {FROM_A_COPY}")
         first = min((stretch.first_step for stretch in self.ledger.read()), default=step + 1)
         if first > 1 and step:
             which = f"steps 1 to {min(first - 1, step)}"
@@ -127,7 +128,7 @@ class RunRecords:
         return notes
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
-        """Yield the values in the step lines of ``metrics.jsonl``, in their order; none where there is no file."""
+        """Yield the values in the step lines of ``metrics.jsonl``, in order; nothing where there is no file."""
         return (values for _, values in metric_lines(self.metrics) if "loss" in values)
 
     def add_sample(self, step: int, text: str) -> None:
@@ -155,5 +156,5 @@ def _checkpoint_step(status: dict[str, Any]) -> int | None:
 
 
 def sample_text(step: int, text: str) -> str:
-    """Format a sample as ``samples.txt`` has it."""
+    """Format a sample for ``samples.txt``."""
     return f"{_SAMPLE_MARK}{step}\n{text}\n"

@@ -1,4 +1,4 @@
-"""Choose the checkpoint that a run resumes from: the newest one that is whole and that the run itself has written."""
+"""Chooses the checkpoint from which a run resumes: the newest one that is whole and that the run itself has written."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +29,11 @@ class CheckpointChoice:
 
     Attributes:
         checkpoint: the verified checkpoint to resume from; None where the run has none yet.
-        past: what the run's other files say of its past.
+        past: what the run's other files say about its past.
         damaged: newer checkpoints that are not whole, as (path, what is wrong).
-        missing: step of a newer checkpoint that the run is known to have had and that is gone; None: none is gone.
+        missing: step of a newer checkpoint that the run's files mention and that is gone; None: none is gone.
         earlier: the newest checkpoint older than ``checkpoint``, whole or not; None: there is none.
-        replaced: newer checkpoints that are set aside, where the user asked for an earlier step.
+        replaced: newer checkpoints that are set aside because the user asked for an earlier step.
     """
 
     checkpoint: Checkpoint | None
@@ -63,14 +63,14 @@ class CheckpointChoice:
         ]
         if not self.past.has_status:
             notes.append(
-                "warning: run_status.json is missing or cannot be read, so whether there was a newer checkpoint than "
-                f"{self.checkpoint.path} is not known"
+                "warning: run_status.json is missing or cannot be read, so the run may have had a newer checkpoint than "
+                f"{self.checkpoint.path}"
             )
         notes += [f"{path} is set aside: the run goes back to an earlier step" for path in self.replaced]
         return [*notes, *self._suspicion()]
 
     def _suspicion(self) -> list[str]:
-        """A warning that the weights may be ruined, where every step since the checkpoint was skipped; else empty."""
+        """A warning that the weights may be ruined, if every step since the checkpoint was skipped; else empty."""
         first, chosen = self.past.skipped_since, self.checkpoint
         if first is None or chosen is None or self.replaced or first != chosen.manifest.header.progress.step + 1:
             return []
@@ -93,8 +93,8 @@ def choose_checkpoint(
         step: take the checkpoint of this step; None: take the newest whole one.
 
     Raises:
-        InputError: there are checkpoints, but all are damaged; or the chosen one is of another version or another run; or the
-            run is known to have had checkpoints, and they are gone; or the step that was asked for has no checkpoint.
+        InputError: there are checkpoints, but all are damaged; or the chosen one is of another version or another run;
+            or the run's files mention checkpoints that are gone; or the step that was asked for has no checkpoint.
         UnreadableError: a checkpoint that may be whole cannot be read now, and no newer one is whole.
     """
     candidates, run_id, past = world.on_first(
@@ -147,7 +147,7 @@ def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str |
         return
     whose = f"{checkpoint.path} was not written by this run"
     if run_id is None:
-        whose = f"whether this run wrote {checkpoint.path} is not known: {directory.path / RUN_ID} is missing"
+        whose = f"{checkpoint.path} may be another run's: {directory.path / RUN_ID} is missing"
     raise InputError(
         f"{whose}; add --trust_checkpoint if you know where it comes from, or --fresh to start a new run beside this one"
     )
@@ -184,8 +184,8 @@ def _refuse_lost(
 def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     """Return a sentence on where a run whose last steps were all skipped can resume from.
 
-    The last step before the skipped ones may have ruined the weights, since it was judged by the loss before its update. So
-    only checkpoints from before that step count as good.
+    The last step before the skipped ones may have ruined the weights: its loss was computed before its update, so it
+    could not show the damage. Only checkpoints from before that step count as good.
 
     Args:
         found: the run's checkpoints, oldest first.
@@ -218,10 +218,10 @@ def _is_usable(path: Path) -> bool:
 
 
 def verified(path: Path, world: World) -> tuple[Checkpoint | None, str]:
-    """Open a checkpoint and verify its files, each rank its share; all ranks must call it together.
+    """Open a checkpoint and verify its files. Each rank verifies a share; all ranks must call it together.
 
     Returns:
-        The checkpoint and an empty string; None and what is wrong, where a rank finds damage.
+        The checkpoint and an empty string; or, if a rank finds damage, None and what is wrong.
 
     Raises:
         UnreadableError: a rank cannot read the checkpoint now.
@@ -252,7 +252,7 @@ def starting_progress(
     *,
     allowed: frozenset[str],
 ) -> tuple[Progress, dict[str, str]]:
-    """Return the progress that a run starts from, and the changes of its tokenizer and data, each as ``old → new``.
+    """Return the progress from which a run starts, and the changes of its tokenizer and data, each as ``old → new``.
 
     Args:
         choice: the checkpoint to resume from, if there is one.
@@ -285,8 +285,8 @@ def token_changes(header: Header, data: Mixture, digest: str, before: Stretch | 
 
     Args:
         header: the checkpoint's manifest entries on its run.
-        data: the present tokens.
-        digest: SHA-256 of the present tokenizer and tokens.
+        data: the current tokens.
+        digest: SHA-256 of the current tokenizer and tokens.
         before: the data ledger's entry for the checkpoint's step; None: not known.
     """
     changes = {}
@@ -301,7 +301,7 @@ def token_changes(header: Header, data: Mixture, digest: str, before: Stretch | 
 
 
 def _with_loss_scale(header: Header, run: RunConfig) -> Progress:
-    """The progress of a checkpoint, with a fresh loss scale where the precision has changed since."""
+    """The progress of a checkpoint, with the initial loss scale if the precision has changed since."""
     precision = run.train.precision
     if header.train.get("precision", precision) == precision:
         return header.progress
@@ -339,7 +339,7 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
 
 
 def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
-    """The printed line on the checkpoint resumed from. It names the steps up to ``taken`` that the run repeats."""
+    """The line that names the checkpoint from which a run resumes, and the steps up to ``taken`` that it repeats."""
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"
     lost = f"step {first} was taken before, and is repeated" if taken == first else several

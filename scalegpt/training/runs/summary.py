@@ -1,4 +1,4 @@
-"""The description that a run prints at its start, the content of ``plan.json``, and notes on settings without effect."""
+"""The description that a run prints at its start, the content of ``plan.json``, and notes on settings that have no effect."""
 
 from collections.abc import Iterator, Set
 from typing import Any
@@ -52,7 +52,7 @@ def describe(run: RunConfig, batch: BatchPlan, world: World, data: Mixture, *, c
 
 
 def predicted_speed(plan: Plan) -> str:
-    """The predicted throughput with its range, and the times, as a run prints them first; empty if the card is not known."""
+    """The line on the predicted throughput, the time of a step, and that of the run; empty if the card is not known."""
     if plan.machine.card is None:
         return ""
     whole = total_steps(plan.run.train, plan.batch) * plan.seconds

@@ -1,4 +1,4 @@
-"""Turn a request into a job, in stages. Each stage is a frozen object, made by one function from earlier stages.
+"""Turns a request into a job, in stages. Each stage is a frozen object, made by one function from earlier stages.
 
 =============  =============================  ======================================================================
 stage          made by                        decides or adds
@@ -11,9 +11,9 @@ stage          made by                        decides or adds
 ``Job``        ``prepare.prepare``            the backend and its model, with their state loaded
 =============  =============================  ======================================================================
 
-The layout is planned before the data are prepared, so that a run that cannot fit is refused before hours of preparation. At
-that time the vocabulary is known, unless the tokens are the characters of a text. Such a run is planned again if its text has
-another number of distinct characters than expected.
+The layout is planned before the data are prepared, so that a run that cannot fit is refused before hours of
+preparation. The vocabulary is known by then, except for tokens that are the characters of a text. Such a run is planned
+again if its text has another number of distinct characters than expected.
 
 Start with ``prepare``. This package may import :mod:`scalegpt.training.job`, ``resilience``, ``runs`` and every layer below
 training.

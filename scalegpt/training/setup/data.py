@@ -1,9 +1,8 @@
-"""Prepare a run's data once on each machine, and open them on every rank. A resumed run keeps its earlier tokens."""
+"""Prepares a run's data once on each machine, and opens them on every rank. A resumed run keeps its earlier tokens."""
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.reader import read_manifest
@@ -13,8 +12,8 @@ from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
 from scalegpt.data.foreign.given import found_at
 from scalegpt.data.foreign.opening import tokenizer_setting
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.data.windows.mixture import Mixture, Place, prepare_mixture
 from scalegpt.errors import InputError
@@ -27,7 +26,7 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.units import human_count
 
 REPORTED_FROM = 50_000_000
-"""The preparation of more bytes of text than this reports its progress."""
+"""If the text has more bytes than this, its preparation reports progress."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
 def tokens_to_keep(request: Request) -> dict[str, str] | None:
     """The tokens that a resumed run keeps even if their text has changed since: name of each source → digest.
 
-    None means that the text is read as it is now. This is so where the run has no checkpoint yet, where the user asks for
-    other data, or where the ledger lacks the digests of several sources.
+    None means that the text is read as it is now, because the run has no checkpoint yet, the user asks for other data, or
+    the ledger lacks the digests of several sources.
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
@@ -118,8 +117,10 @@ def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataCon
     Raises:
         InputError: the files of another program do not say which tokenizer made them, or are malformed.
     """
-    prepared = [source.text for source in data.sources if is_prepared(Path(source.text))]
-    if "tokenizer" in given or not prepared:
+    if "tokenizer" in given:
+        return data
+    prepared = [path for source in data.sources if (path := prepared_at(source.text)) is not None]
+    if not prepared:
         return data
     of_others = {path: found for path in prepared if (found := found_at(path)) is not None}
     ours = next((path for path in prepared if path not in of_others), None)
@@ -131,7 +132,7 @@ def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataCon
 
 
 def setting_of(tokens: TokenSet) -> str:
-    """The setting ``tokenizer`` that prepared tokens were made with: the kind, or their folder, which holds its file."""
+    """The setting ``tokenizer`` for prepared tokens: the tokenizer's kind, or the tokens' folder, which holds its file."""
     return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
@@ -152,11 +153,11 @@ def _progress(logger: Logger, stop: StopRequest, what: str) -> Callable[[int, in
 def _fit_settings(run: RunConfig, given: frozenset[str], tokens: Mixture) -> tuple[DataConfig, ModelConfig]:
     """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
-    A vocabulary that the user gave stays. A preset's 50,304 is for GPT-2's tokens. For bytes or characters most rows of
-    the embedding would be unused, and the head's matmul over them would take most of a small model's time.
+    A vocabulary that the user gave is kept. A preset's vocabulary of 50,304 is replaced for bytes and characters: most
+    rows of the embedding would be unused, and the head's matmul over them would take most of a small model's time.
 
     Raises:
-        InputError: the user names another tokenizer than the one that prepared the data.
+        InputError: the user names another tokenizer than that of the prepared data.
     """
     asked, made = run.data.tokenizer, tokens.tokenizer
     kind = made.kind

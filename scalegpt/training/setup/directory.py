@@ -1,4 +1,4 @@
-"""Choose and lock a run's folder, find the checkpoint to resume from, and write the folder's first files."""
+"""Chooses and locks a run's folder, finds the checkpoint to resume from, and writes the folder's first files."""
 
 import os
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Start:
         directory: the run's directory, locked.
         choice: the checkpoint that the run resumes from, if there is one.
         progress: the checkpoint's progress; step 0 without a checkpoint.
-        history: what ``metrics.jsonl`` says of the steps up to the progress.
+        history: what ``metrics.jsonl`` says about the steps up to the progress.
         changes: settings and data that differ from the run so far, each as ``old → new``.
         notes: lines to print.
     """
@@ -52,8 +52,8 @@ def open_run(
     """Choose and lock the run's folder, and find the checkpoint to resume from; all ranks must call it together.
 
     Raises:
-        InputError: the folder holds another run, or cannot be written; or the disk has too little space; or another process
-            trains the run; or the run has checkpoints, and none can be resumed from.
+        InputError: the folder holds another run, or cannot be written; or the disk has too little space; or another
+            process trains the run; or the run has checkpoints, but cannot resume from any of them.
         Stopped: a rank was asked to stop.
     """
     directory, changes = world.on_first(lambda: _claim(request, run, batch, world.size))
@@ -94,7 +94,7 @@ def _claim(request: Request, run: RunConfig, batch: BatchPlan, ranks: int) -> tu
 
 
 def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> None:
-    """Refuse a run whose checkpoints the disk cannot hold: all that are kept, and one more while the oldest is replaced.
+    """Refuse a run whose checkpoints do not fit on the disk: those that are kept, and one more while one is replaced.
 
     Raises:
         InputError: the disk has too few free bytes.
@@ -124,8 +124,8 @@ def write_start(
         plan: the content of ``plan.json``.
         stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
         resume_step: step that ``--resume_step`` asks for; None: not given.
-        kept: the tokenizer's files, and what is kept of a model that the run began with, name → content, so that the run can
-            do without the original ones.
+        kept: files that make the run independent of their originals, as name → content: the tokenizer's, and those of
+            the model with which the run began.
     """
     directory, step = start.directory, start.progress.step
     with writing(directory.path):

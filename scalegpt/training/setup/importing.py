@@ -1,4 +1,7 @@
-"""Make a run of a model that was trained elsewhere: its weights as the checkpoint of step 0, which any command reads."""
+"""Makes a run from a model that was trained elsewhere.
+
+Its weights become the checkpoint of step 0, which any command reads.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +35,7 @@ def import_model(folder: Path, name: str, runs_dir: Path, settings: Mapping[str,
         folder: the model.
         name: the name of the run.
         runs_dir: the folder of all runs.
-        settings: settings that the run shall have, such as ``block_size`` and ``tokenizer``.
+        settings: settings of the run, for example ``block_size`` and ``tokenizer``.
 
     Returns:
         The run's folder.

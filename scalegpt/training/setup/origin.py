@@ -1,4 +1,4 @@
-"""Open the model that a run starts from, ``init_from``. Every rank reads its tensors one at a time; none holds them all."""
+"""Opens the model that ``init_from`` names. Every rank reads its tensors one at a time, so none holds them all."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from scalegpt.weights.taken_over import ORIGIN, TakenOver
 
 @dataclass(frozen=True)
 class Opened:
-    """The model that a run starts from, and its tokenizer; None where a folder does not say it.
+    """The model from which a run starts, and its tokenizer; the tokenizer is None if the folder names none.
 
-    ``taken_over`` is what an export of the run takes over from where the model came from.
+    ``taken_over`` holds the original model's settings that an export of the run copies.
     """
 
     origin: Origin
@@ -32,14 +32,14 @@ class Opened:
 
     @property
     def kept(self) -> dict[str, bytes]:
-        """The file that is kept in the run's folder: name → content; none if there is nothing to take over."""
+        """The file to store in the run's folder, as name → content; empty if there is nothing to take over."""
         return {ORIGIN: self.taken_over.as_file()} if self.taken_over != TakenOver() else {}
 
     def check_tokenizer(self, run: RunConfig, made_by: Tokenizer) -> None:
-        """Refuse tokens that another tokenizer has made than the model's.
+        """Refuse tokens that were not made by the model's tokenizer.
 
         Raises:
-            InputError: it is another one.
+            InputError: another tokenizer made the tokens.
         """
         if self.tokenizer is not None and self.tokenizer.text_digest != made_by.text_digest:
             raise InputError(
@@ -50,9 +50,9 @@ class Opened:
 
 
 def open_initial(request: Request, world: World) -> Opened | None:
-    """Open and check what ``init_from`` names; all ranks must call it together.
+    """Open and check the model that ``init_from`` names; all ranks must call it together.
 
-    None if the run starts from random weights, or has a checkpoint to resume from: the folder is not read again then.
+    Returns None if the run starts from random weights or resumes from a checkpoint. In both cases no folder is read.
 
     Raises:
         InputError: the folder is missing, damaged, or of another shape than its configuration says.

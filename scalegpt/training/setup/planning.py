@@ -1,4 +1,4 @@
-"""Let the planner choose the layout of a run that is about to start. Rank 0 plans, and all ranks use its answer.
+"""Lets the planner choose the layout of a run that is about to start. Rank 0 plans, and all ranks use its answer.
 
 The micro batch is chosen unless the user gives it, the recompute policy unless the user or the preset gives it. Backend,
 ZeRO stage, offload and loss are chosen only where they are ``auto``.
@@ -26,7 +26,7 @@ from scalegpt.training.memory import machine_of
 from scalegpt.units import gib
 
 TOLERANCE = 0.1
-"""On a card, a run whose settings are all given is refused where it lacks more than this share of the memory it needs."""
+"""On a card, a run whose settings are all given is refused if it lacks more than this share of the memory that it needs."""
 
 NOTABLE = 0.02
 """Memory of other processes up to this share of a card's memory is neither reported nor subtracted."""
@@ -57,14 +57,14 @@ def choose_layout(
 ) -> Planned:
     """Choose the open settings of a run; all ranks must call it together.
 
-    On a CPU, also makes this process return freed memory to the system, where the plan assumes that.
+    On a CPU, it also makes this process return freed memory to the system, if the plan assumes that.
 
     Args:
         run: the configuration, whose precision and vocabulary are known.
         world: the ranks.
         open_: names of the settings to choose.
         margin: share of a card's memory to leave free.
-        reopen: names of settings that an earlier process of the run chose; they are chosen anew if they no longer fit.
+        reopen: names of settings that an earlier process of the run chose; they are chosen again if they no longer fit.
 
     Raises:
         InputError: the step cannot be divided among the ranks, or nothing fits.
@@ -106,8 +106,8 @@ def _choose(question: Question, notes: tuple[str, ...], reopen: frozenset[str] =
 def _is_too_large(plan: Plan) -> bool:
     """Whether a plan whose settings are all given is refused.
 
-    On a card a small lack of memory is tolerated, since the prediction may be a little high. On a CPU none is tolerated,
-    since the whole machine would run out of memory.
+    On a card the plan may exceed the memory a little, since the prediction may be too high. On a CPU it may not, since
+    the whole machine would run out of memory.
     """
     if not plan.fits_host:
         return True
@@ -119,7 +119,7 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
     """Describe this machine, with the least memory that any rank has for the run; all ranks must call it together.
 
     Returns:
-        The machine, and lines to print where cards differ or other processes hold memory.
+        The machine, and lines to print if cards differ or other processes hold memory.
     """
     machine = machine_of(world)
     usable, host = machine.usable_bytes, machine.host_bytes
@@ -134,19 +134,20 @@ def _machine(run: RunConfig, world: World) -> tuple[Machine, tuple[str, ...]]:
     taken = world.largest(max(0, total - free - context))
     notes = []
     if smallest < usable:
-        notes.append(f"the smallest card of the ranks has {gib(smallest)}: all ranks are planned for that")
+        notes.append(f"the smallest card of the ranks has {gib(smallest)}, and all ranks are planned for it")
     if taken > NOTABLE * smallest:
         notes.append(
-            f"other processes hold {gib(taken)} of a card: the run is planned for the remaining {gib(smallest - taken)}"
+            f"other processes hold {gib(taken)} of a card, so the run is planned for the remaining {gib(smallest - taken)}"
         )
         smallest -= taken
     return replace(machine, usable_bytes=smallest), tuple(notes)
 
 
 def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
-    """The printed line on the chosen settings.
+    """The line that the run prints on the chosen settings.
 
-    Empty on a CPU where only micro batch and recompute were open, the micro batch is kept and nothing is recomputed.
+    It is empty on a CPU if only micro batch and recompute were open, the micro batch stays as it was, and nothing is
+    recomputed.
     """
     wanted, taken = question.run.train.micro_batch, plan.batch.micro_batch
     if not question.machine.is_gpu and question.open <= PLANNED_BY_DEFAULT:

@@ -1,4 +1,4 @@
-"""Turn a request into a job that is ready to train. All that can be refused is refused here, before the first step."""
+"""Turns a request into a job that is ready to train. All settings and data are checked here, before the first step."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,7 +45,7 @@ def prepare(request: Request, world: World, stop: StopRequest | None = None) -> 
     Args:
         request: the user's request.
         world: the ranks.
-        stop: records whether this process is asked to stop during the set-up; None: nobody can ask.
+        stop: records whether this process is asked to stop during the set-up; None: it cannot be stopped.
 
     Raises:
         InputError: a setting, the data or the run's directory cannot be used. No file of the run's directory but the lock was
@@ -162,8 +162,8 @@ def _deepspeed_settings(run: RunConfig, batch: BatchPlan, world: World) -> dict[
 def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
     """Return the token ids that samples continue.
 
-    The ids of ``sample_prompt``, after the token that begins a text if the tokenizer puts one there. Without a prompt that
-    token or the end-of-text token; without such a token the first held-out token.
+    These are the ids of ``sample_prompt``, after the token that begins a text if the tokenizer has one. Without a
+    prompt it is that token alone, else the end-of-text token, else the first held-out token.
 
     Raises:
         InputError: a token of the prompt is not in the vocabulary.
@@ -216,7 +216,7 @@ def _describe(
 
 
 def _files(start: Start, *, fresh: bool) -> tuple[str, ...]:
-    """The line on the folder of a new run; none for others, whose lines name it anyway."""
+    """The line that names the folder of a new run; none for a resumed run, whose other lines name it."""
     return () if fresh or start.choice.checkpoint is not None else (f"files    {start.directory.path}/",)
 
 

@@ -1,4 +1,4 @@
-"""Fill in the open settings of a request that neither the planner nor the data decide, such as the precision."""
+"""Fills in the open settings of a request that neither the planner nor the data decide, for example the precision."""
 
 import re
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS, is_file
-from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.prepared import prepared_at
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.processor import Processor, kept
 from scalegpt.planner.batches import sequences_per_rank
@@ -31,15 +31,16 @@ _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request with the settings filled in that this machine and the run so far decide.
+    """A request in which the settings that depend on this machine and on the run so far are filled in.
 
     Attributes:
-        request: the request; after a launcher's restart it is changed, to resume the run that the first start began.
+        request: the request; after a restart by the launcher, it is changed to resume the run that the first start
+            began.
         run: the configuration with its precision, with the layout that an earlier process of the run chose, and with the
             tokenizer and vocabulary that are expected of the data.
         open: names of the settings that the planner still has to choose.
         compiled: whether the model's blocks are compiled.
-        warning: why the blocks are not compiled although that was asked for; None: there is nothing to warn of.
+        warning: why the blocks are not compiled although the user asked for it; None: there is no such warning.
         notes: lines to print.
     """
 
@@ -55,7 +56,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
     """Choose the precision, try the attention backend, decide on compiling; all ranks must call it together.
 
     Raises:
-        InputError: the run's name is no folder name, or this machine does not support a setting.
+        InputError: the run's name is not a valid folder name, or this machine does not support a setting.
     """
     check_name(request.run.name)
     request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
@@ -84,9 +85,9 @@ def resolve_request(request: Request, world: World) -> Resolved:
 
 
 def _measure_processor() -> tuple[str, ...]:
-    """Measure the rates of this machine's processor, unless they are kept; return lines to print if it did."""
+    """Measure the rates of this machine's processor, unless they are stored, and return the lines to print."""
     damaged = kept(Processor.here(torch.__version__)).warning
-    notes = () if damaged is None else (f"warning: {damaged}; they are measured anew",)
+    notes = () if damaged is None else (f"warning: {damaged}; they are measured again",)
     try:
         done = measure_if_needed()
     except RunError as error:  # the run needs no rates: its predicted times and its precision are then estimates
@@ -95,7 +96,7 @@ def _measure_processor() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a model name that is no plain folder name.
+    """Refuse a model name that is not a plain folder name.
 
     Raises:
         InputError: the name is empty or too long, starts with a character other than a letter or digit, or has characters
@@ -125,7 +126,7 @@ def _as_restarted(request: Request) -> Request:
 
 
 def _with_kept_tokenizer(request: Request) -> tuple[Request, list[str]]:
-    """Change the request if its ``tokenizer.json`` is gone and the run that it resumes has a copy: the copy is then used.
+    """Change the request to use the run's copy of ``tokenizer.json``, if the original is gone and the run has a copy.
 
     Returns:
         The request, and a line on the copy, if it is used.
@@ -142,7 +143,7 @@ def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozen
     """Fill in the settings that earlier processes of the run chose.
 
     Returns:
-        The run, the names of the settings that are still open, and a line on a micro batch that ran out of memory, if any.
+        The run, the names of the settings that are still open, and a line if an earlier micro batch ran out of memory.
     """
     if request.fresh:
         return request.run, request.open, []
@@ -177,15 +178,15 @@ def _with_earlier_layout(request: Request, directory: RunDirectory, world: World
 
 
 def _check_vocabulary(run: RunConfig) -> None:
-    """Refuse a vocabulary without all ids of a tokenizer that has a name: the last ends every document.
+    """Refuse a vocabulary that lacks ids of a named tokenizer, since its last id ends every document.
 
-    Prepared tokens may do without the largest ids; the data stage compares each.
+    Prepared tokens may lack the largest ids; the data stage compares each id.
 
     Raises:
         InputError: the vocabulary is too small.
     """
     kind, size = run.data.tokenizer, run.model.vocab_size
-    if size < TOKENS.get(kind, 0) and not all(is_prepared(Path(source.text)) for source in run.data.sources):
+    if size < TOKENS.get(kind, 0) and any(prepared_at(source.text) is None for source in run.data.sources):
         raise InputError(
             f"the {kind} tokenizer ends documents with id {TOKENS[kind] - 1:,}, outside the vocabulary of {size:,}; give "
             "--vocab_size auto, or another --tokenizer"

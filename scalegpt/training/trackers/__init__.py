@@ -1,6 +1,7 @@
-"""Trackers: programs outside of the run's folder that show its metrics, chosen with ``--log_to``.
+"""Trackers: other programs that show a run's metrics, chosen with ``--log_to``.
 
-``metrics.jsonl`` and ``samples.txt`` are the truth, and a tracker's record is a copy of them. So a record can always be
-brought into line: after a kill and a resume, after an outage of the network, or where a run gains a tracker halfway.
-:mod:`~scalegpt.training.trackers.feed` sends; a module for each program says how its record continues and what it can undo.
+A tracker's record is a copy of ``metrics.jsonl`` and ``samples.txt``. It can therefore always be corrected from these
+files: after a kill and a resume, after an outage of the network, or if the user adds a tracker to a run.
+:mod:`~scalegpt.training.trackers.feed` sends the entries. A module for each program continues its record and undoes
+steps.
 """

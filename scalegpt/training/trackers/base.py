@@ -1,4 +1,4 @@
-"""What all trackers share: the interface of one, the entries that it is sent, and how far its record has come."""
+"""What all trackers share: their interface, the entries that they receive, and the position that each has reached."""
 
 import json
 from abc import ABC, abstractmethod
@@ -49,7 +49,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_entries(records: RunRecords, begun: float = 0.0) -> Iterator[Entry]:
-    """Yield the entries of a run's files in the order in which they were logged: a step's sample follows its lines.
+    """Yield the entries of a run's files in the order in which they were logged. A step's sample follows its lines.
 
     Args:
         records: the run's files.
@@ -74,9 +74,9 @@ class Position:
 
     Attributes:
         run: the run's id in the tracker; None: there is no record yet.
-        acked: number of leading entries that the record surely holds.
-        sent: number of leading entries that it may hold. Where it differs from ``acked``, a process ended while it sent, or
-            the run went back to an earlier step.
+        acked: number of leading entries that the record certainly holds.
+        sent: number of leading entries that the record may hold. It differs from ``acked`` if a process ended while it
+            sent, or if the run went back to an earlier step.
     """
 
     run: str | None = None
@@ -85,12 +85,12 @@ class Position:
 
     @property
     def is_clean(self) -> bool:
-        """Whether it is known exactly what the record holds."""
+        """Whether the content of the record is known exactly."""
         return self.run is not None and self.acked == self.sent
 
     @classmethod
     def read(cls, path: Path) -> "Position":
-        """Read a position; without a file, or with a damaged one, that of a tracker without a record."""
+        """Read a position. If the file is missing or damaged, the position is that of a tracker without a record."""
         try:
             values = read_object(path)
             position = cls(**{key: values[key] for key in cls.__dataclass_fields__})
@@ -103,7 +103,7 @@ class Position:
         """Replace the file of the position.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, json.dumps(asdict(self)))
@@ -130,15 +130,15 @@ class Past:
     begun: float
 
     def entries(self, start: int) -> Iterator[Entry]:
-        """The entries from the one with index ``start`` on."""
+        """The entries from index ``start`` on."""
         return islice(read_entries(self.records, self.begun), start, self.count)
 
     def resend_from(self, acked: int) -> tuple[int, int]:
-        """Where to send on if a record surely holds ``acked`` entries, and its steps can be undone.
+        """Where to continue in a record that certainly holds ``acked`` entries, and in which steps can be undone.
 
         Returns:
-            The index of the first entry to send, which is the first of its step, and that step. All entries of this step
-            and of later ones are to be removed from the record first.
+            The index of the first entry to send, and its step. The caller must first remove this step and all later
+            steps from the record.
         """
         if acked >= self.count:
             return self.count, self.last_step + 1 if self.count else 0
@@ -151,12 +151,12 @@ class Past:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker receives of a run besides its entries.
+    """The information on a run that a tracker receives besides the run's entries.
 
     Attributes:
         records: the run's files.
-        settings: the resolved settings, such as ``train.learning_rate`` → value.
-        plan: the plan, such as ``memory.peak_bytes`` → value.
+        settings: the resolved settings, by names with dots: ``train.learning_rate`` → value.
+        plan: the plan, by names with dots: ``memory.peak_bytes`` → value.
     """
 
     records: RunRecords
@@ -185,7 +185,7 @@ class Tracker(ABC):
     """
 
     NAME: ClassVar[str]
-    """The program's name in ``log_to``, and of its package."""
+    """The name of the program in ``log_to``, which is also the name of its package."""
 
     MODULE: ClassVar[str]
     """The module that a run imports to log to the program."""
@@ -196,7 +196,7 @@ class Tracker(ABC):
     @classmethod
     @abstractmethod
     def check(cls, folder: Path) -> None:
-        """Refuse what would keep the record from being made, before anything is written.
+        """Refuse settings with which no record can be made, before anything is written.
 
         Args:
             folder: the folder of all runs.
@@ -208,23 +208,23 @@ class Tracker(ABC):
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where the record is, and how to look at it, in words."""
+        """Say in words where the record is and how to look at it."""
 
     @abstractmethod
     def open(self, position: Position, past: Past) -> tuple[str, int]:
-        """Continue the record, or make one. Afterwards it holds exactly a number of leading entries of ``past``.
+        """Continue the record, or make one. Afterwards it holds the first entries of ``past`` and nothing else.
 
         Returns:
-            The run's id in the program, and that number.
+            The run's id in the program, and the number of entries that the record holds.
         """
 
     @abstractmethod
     def send(self, entries: Sequence[Entry]) -> None:
-        """Add entries to the record. They are in it when this returns, or when a copy of the program has them safely."""
+        """Add entries to the record. When this returns, the record or the program's own process has them."""
 
     def settle(self) -> None:  # noqa: B027 - few programs have anything to do
-        """Tidy up, once all entries of the past were sent."""
+        """Clean up after all entries of the past were sent."""
 
     @abstractmethod
     def close(self, state: str | None) -> None:
-        """Close the record; ``state`` is the run's, as in ``run_status.json``."""
+        """Close the record. ``state`` is the run's state in ``run_status.json``."""

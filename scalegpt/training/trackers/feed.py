@@ -1,8 +1,9 @@
-"""Send a run's metrics and samples to a tracker from a thread, so that no network and no disk can delay or end the run.
+"""Sends a run's metrics and samples to a tracker from a thread, so that neither network nor disk can delay or end the run.
 
-If sending fails, one line says so. The record is opened and sent to again after 15 s, then after twice as long each time,
-up to 10 minutes. Meanwhile entries wait in memory; if too many wait, the tracker is given up until the next start. At the end
-of the run what is left is sent once more. If something is then missing, the next start of the run adds it from its files.
+If sending fails, the run prints one line and tries again after 15 s, then after twice as long each time, up to 10
+minutes. Meanwhile entries wait in memory. If too many wait, sending stops until the next start of the run. At the end
+of the run, the waiting entries are sent once more. Entries that are still missing are added from the run's files at its
+next start.
 """
 
 import threading
@@ -19,10 +20,10 @@ from scalegpt.text import brief, one_line
 from scalegpt.training.trackers.base import Entry, Past, Position, TrackedRun, Tracker, numbers, read_entries
 
 FOLDER = ".trackers"
-"""The folder in a run's folder with a file for each tracker: its position."""
+"""The folder in a run's folder that holds a file with the position of each tracker."""
 
 MOST_WAITING = 100_000
-"""The most entries that wait for a tracker that fails."""
+"""The most entries that wait in memory while sending fails."""
 
 _BATCH = 500
 _SECONDS_BETWEEN = 2.0
@@ -80,14 +81,14 @@ class Feed:
             return
         if len(self._waiting) >= MOST_WAITING:
             self._gave_up = True
-            self._warn(f"{MOST_WAITING:,} lines wait, so no more is sent until the next start of the run")
+            self._warn(f"{MOST_WAITING:,} lines are waiting, so sending stops until the next start of the run")
             return
         with self._lock:
             self._waiting.append(entry)
         self._woken.set()
 
     def close(self) -> None:
-        """Send what is left, and close the record. Waits as long as entries arrive there."""
+        """Send the waiting entries, and close the record. Waits while sending makes progress."""
         self._closing.set()
         self._woken.set()
         seen, since = self._next, time.monotonic()

@@ -1,8 +1,8 @@
 """MLflow: a run in the database beside the runs, or on the server that ``MLFLOW_TRACKING_URI`` names.
 
-MLflow cannot take back a logged value. So a run that goes back to an earlier step, or was killed while it sent, gets a new
-MLflow run with all its steps. The one before is deleted, which MLflow can undo, and its tag ``replaced_by`` names
-the new one. A run that ended in any orderly way continues in the same MLflow run.
+MLflow cannot take back a logged value. A run that goes back to an earlier step, or was killed while it sent, therefore
+gets a new MLflow run with all its steps. The old MLflow run is deleted, which MLflow can undo, and its tag
+``replaced_by`` names the new one. A run that ended in order continues in the same MLflow run.
 """
 
 import logging
@@ -16,7 +16,7 @@ from scalegpt.text import brief
 from scalegpt.training.trackers.base import PROJECT, Entry, Past, Position, Tracker
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlflow-artifacts"
-"""In the folder of all runs: the database, and the folder with the samples, where the user names no server."""
+"""Names in the folder of all runs, used if the user names no server: the database, and the folder with the samples."""
 
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 _MOST_METRICS, _MOST_PARAMETERS, _LONGEST_VALUE = 1000, 100, 500
@@ -30,7 +30,7 @@ class MLflow(Tracker):
 
     @classmethod
     def check(cls, folder: Path) -> None:
-        """See the base class: the database or the server is asked for the experiment."""
+        """See the base class. Asks the database or the server for the experiment."""
         uri = _uri(folder)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we try again ourselves
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -50,7 +50,7 @@ class MLflow(Tracker):
         return f"experiment {_experiment()} in {uri}{shows}"
 
     def open(self, position: Position, _past: Past) -> tuple[str, int]:
-        """See the base class: continues the MLflow run if it holds what it should, else replaces it."""
+        """See the base class. Continues the MLflow run if its content is as expected, else replaces it."""
         self._client = _client(_uri(self.run.records.path.parent))
         start = 0
         if position.is_clean and position.run is not None and self._exists(position.run):
@@ -120,7 +120,7 @@ def _experiment() -> str:
 
 
 def _uri(folder: Path) -> str:
-    """The database or server: the user's, else the database in the folder of all runs."""
+    """The database or server that the user names, else the database in the folder of all runs."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / DATABASE}"
 
 

@@ -1,4 +1,4 @@
-"""The trackers by their names; checking the ones that a run logs to, and opening them."""
+"""The trackers by their names. Checks and opens those that a run logs to."""
 
 import time
 from collections.abc import Callable, Collection
@@ -21,7 +21,7 @@ TABLE: dict[str, type[Tracker]] = {each.NAME: each for each in (TensorBoard, Wan
 
 
 def check_trackers(names: Collection[str], folder: Path) -> None:
-    """Refuse trackers that cannot be used, before anything of the run is written.
+    """Refuse trackers that cannot be used, before the run writes anything.
 
     Args:
         names: the trackers.
@@ -49,10 +49,10 @@ def open_trackers(
     plan: dict[str, Any],
     say: Callable[[str], None],
 ) -> list[Feed]:
-    """Open a run's trackers. The run's files must have been cut to the step from which the run continues.
+    """Open a run's trackers. First cut the run's files to the step from which the run continues.
 
-    The positions of all trackers that the run ever had are limited to what the files hold now, since the run may get other
-    steps before such a tracker is used again.
+    The positions of all trackers that the run ever had, also of those that are not used now, are limited to the entries
+    in the files. Otherwise a tracker that is used again later would keep steps that have since been replaced.
 
     Args:
         names: the trackers to log to.

@@ -1,9 +1,9 @@
 """TensorBoard: event files in the run's folder.
 
-When a run goes back to an earlier step, or was killed while it wrote, all its steps are written into a new event file, and
-the old files are deleted. A mark in a new file, as by the ``purge_step`` of PyTorch, would be less work, but not every reader
-heeds it, TensorBoard's own among them. Event files are written here, not through ``SummaryWriter``, whose thread reports a
-full disk only later.
+When a run goes back to an earlier step, or was killed while it wrote, all its steps are written into a new event file,
+and the old files are deleted. A mark in a new file, as PyTorch's ``purge_step`` writes it, would be less work, but some
+readers ignore it, TensorBoard's own among them. ``SummaryWriter`` is not used, because its thread reports a full disk
+only later.
 """
 
 import os
@@ -43,7 +43,7 @@ class TensorBoard(Tracker):
         return f"{self.folder}; tensorboard --logdir {self.run.records.path.parent} shows it"
 
     def open(self, position: Position, past: Past) -> tuple[str, int]:
-        """See the base class: begins an event file, beside the old ones if they hold what they should."""
+        """See the base class. Begins an event file. Keeps the old files if their content is as expected."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -82,7 +82,7 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def settle(self) -> None:
-        """Delete the files before this one, which holds all that they did."""
+        """Delete the older files, since this one holds all of their entries."""
         for path in self._old:
             path.unlink(missing_ok=True)
         self._old = []
@@ -101,7 +101,7 @@ class TensorBoard(Tracker):
 
 
 def _second(path: Path) -> int:
-    """The second in an event file's name; 0 where it has none."""
+    """The time in an event file's name, in seconds; 0 where it has none."""
     part = path.name.split(".")[3]
     return int(part) if part.isdigit() else 0
 

@@ -1,7 +1,7 @@
-"""Trackio: a local database, in ``TRACKIO_DIR`` or trackio's own folder, which ``trackio show`` shows.
+"""Trackio: a local database in ``TRACKIO_DIR``, or else in trackio's own folder. ``trackio show`` shows it.
 
-Each entry has an id of its own, so that one that is sent twice is there once. A run that goes back to an earlier step is
-deleted and written again whole.
+Each entry has an id, so that an entry that is sent twice is stored once. A run that goes back to an earlier step is
+deleted and written again from its first step.
 """
 
 import os
@@ -23,7 +23,7 @@ class Trackio(Tracker):
 
     @classmethod
     def check(cls, _folder: Path) -> None:
-        """See the base class. A remote record could not be brought into line, so it is refused."""
+        """See the base class. Refuses a remote record, since it could not be corrected later."""
         for name in _REMOTE:
             if os.environ.get(name):
                 raise InputError(

@@ -1,12 +1,13 @@
-"""Weights & Biases: online where a key is set up, else offline in the run's folder; never a question for a key.
+"""Weights & Biases: online if there is a key, else offline in the run's folder. A run never asks for a key.
 
-``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_DIR`` and the other variables of wandb hold.
+wandb's own variables apply, for example ``WANDB_MODE``, ``WANDB_PROJECT``, ``WANDB_ENTITY`` and ``WANDB_DIR``.
 
-**Offline** a record cannot be continued. Each start writes a new one with all steps, and then deletes the one before, unless
-that was uploaded with ``wandb sync``: the new record then has an id of its own, since a server takes no step twice.
+**Offline** a record cannot be continued. Each start writes a new record with all steps, and then deletes the old one.
+If the old record was uploaded with ``wandb sync``, it stays, and the new record gets another id, since a server accepts
+no step twice.
 
-**Online** a run continues under its id. Where steps must be undone, the server is asked to rewind (``resume_from``). Where it
-refuses, the record begins anew under another id, and a line says so.
+**Online** a run continues under its id. Where steps must be undone, the server is asked to rewind (``resume_from``). If
+it refuses, a new record begins under another id, and the run prints a line about it.
 """
 
 import netrc
@@ -34,7 +35,7 @@ class WandB(Tracker):
 
     @classmethod
     def check(cls, _folder: Path) -> None:
-        """See the base class: online, the key is shown to the server."""
+        """See the base class. For an online record, the server checks the key."""
         if not _is_online():
             return
         import wandb
@@ -61,7 +62,7 @@ class WandB(Tracker):
         return Path(os.environ.get("WANDB_DIR") or self.run.records.path) / "wandb"
 
     def open(self, position: Position, past: Past) -> tuple[str, int]:
-        """See the base class: rewinds an online run, begins an offline record anew."""
+        """See the base class. Rewinds an online record, or begins a new offline record."""
         self._old: list[Path] = []
         if _is_online():
             return self._open_online(position, past)
@@ -114,7 +115,10 @@ class WandB(Tracker):
         self._wandb.config.update(facts, allow_val_change=True)
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """See the base class. wandb's own process has the entries when this returns; values of one step become one row."""
+        """See the base class. When this returns, wandb's own process has the entries.
+
+        Values of one step become one row.
+        """
         import wandb
 
         for entry in entries:
@@ -122,7 +126,7 @@ class WandB(Tracker):
             self._wandb.log({**entry.values, **sample, "_timestamp": entry.time}, step=entry.step)
 
     def settle(self) -> None:
-        """Delete the records before this one, which holds all that they did."""
+        """Delete the older records, since this one holds all of their entries."""
         for folder in self._old:
             shutil.rmtree(folder)
         self._old = []
@@ -142,7 +146,7 @@ def _project() -> str:
 
 
 def _is_online() -> bool:
-    """Whether records go to a server: the user said so, or has set up a key and did not say."""
+    """Whether records go to a server: ``WANDB_MODE`` says so, or it is not set and there is a key."""
     return os.environ.get("WANDB_MODE", "online" if _has_key() else "offline") in ("online", "shared")
 
 

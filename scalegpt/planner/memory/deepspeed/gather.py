@@ -8,10 +8,10 @@ Follows deepspeed 0.19, ``partitioned_param_coordinator.py`` (``fetch_sub_module
   after the next.
 - Weights that are gathered together arrive in one flat buffer, and are copied out of it when a module first needs one of
   them. The buffer lives until each of them has been needed. A single tensor needs no copy.
-- A module's weights are released after its pass, unless the prefetch has reached their next use. So the last block's weights
-  stay for its backward pass.
-- The model itself counts as a module, whose weight is the head's matrix: it uses this matrix outside the matrix's own module.
-  The head's matrix stays gathered during the whole forward pass, and during the whole backward pass.
+- A module's weights are released after its pass, unless the prefetch has reached their next use. The last block's
+  weights therefore stay for its backward pass.
+- The model itself counts as a module with the head's matrix as its weight, since it uses this matrix outside the head's
+  module. The head's matrix stays gathered during the whole forward pass, and during the whole backward pass.
 """
 
 from collections import Counter
@@ -36,8 +36,8 @@ class Gathering:
     Attributes:
         blocks: L, the number of blocks.
         matrices: the elements of each tensor of a block that is cut over the ranks, in the module's order.
-        head: elements of the token embedding; 0 where it is kept whole.
-        positions: elements of the position embedding; 0 where it is kept whole; None: positions are not learned.
+        head: elements of the token embedding; 0 if it is kept whole.
+        positions: elements of the position embedding; 0 if it is kept whole; None: positions are not learned.
         tied: whether the head is the token embedding.
         shards: W, the number of ranks over which each tensor is cut.
         width: bytes of an element of a weight.
@@ -89,7 +89,7 @@ class Schedule:
         norm_back: the final norm in the backward pass.
         blocks_back: the blocks in the backward pass, listed with the first block first.
         embeddings_back: position embedding if there is one, then token embedding, in the backward pass.
-        fetched: two counts of gathered elements, padding included: of the forward pass, and of the backward pass.
+        fetched: the gathered elements, including padding, of the forward pass and of the backward pass.
     """
 
     start: Visit
@@ -201,7 +201,7 @@ class _Coordinator:
                 self.bytes -= self._whole(p)
 
     def _used_soon(self, step: int) -> set[int]:
-        """The parameters that modules use from ``step`` on, until ``reuse`` elements are passed; these stay gathered."""
+        """The parameters that stay gathered, because modules use them within the next ``reuse`` elements from ``step`` on."""
         soon, passed = set[int](), 0
         for module in self.order[step:] if self.given.reuse else ():
             if passed >= self.given.reuse:
@@ -212,7 +212,7 @@ class _Coordinator:
         return soon
 
     def _whole(self, p: int) -> int:
-        """Bytes that gathering adds for a parameter; 0 on a single rank without offload, which holds it whole anyway."""
+        """Bytes that gathering adds for a parameter; 0 on a single rank without offload, which holds it whole."""
         return 0 if self.given.shards == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
     def _part(self, p: int) -> int:
@@ -241,7 +241,7 @@ class _Coordinator:
         self.bytes -= copies
 
     def _wait(self, p: int) -> None:
-        """Wait for a parameter: copy its group out of the buffer; free the buffer once all of the group have been needed."""
+        """Wait for a parameter: copy it out of its group's buffer, and free the buffer after the group's last parameter."""
         key = self.group.pop(p, None)
         if key is None:
             return

@@ -1,9 +1,9 @@
-"""The keys that a user's DeepSpeed file may have: those whose effect the plan counts, and those that do not affect it.
+"""The keys that a user's DeepSpeed file may have: the plan counts their effect, or they have none on it.
 
 Read from deepspeed 0.19 (``runtime/config.py``, ``runtime/constants.py``, ``runtime/zero/config.py``,
-``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Many of the keys
-that it knows make it write files outside the run's folder, hold memory that the plan does not count, or change what is
-trained. Such a key is refused by name, unless it is switched off.
+``runtime/precision_config.py``, ``monitor/config.py``). DeepSpeed ignores unknown keys at the top level. Many known
+keys make it write files outside the run's folder, hold memory that the plan does not count, or change the training.
+Such a key is refused by name, unless it is switched off.
 """
 
 import math
@@ -17,13 +17,13 @@ from scalegpt.text import visible
 AUTO = "auto"
 
 Check = Callable[[Any], str | None]
-"""Value → None if it is allowed, else words that say what it must be."""
+"""A check of a value: it returns None if the value is allowed, else words that say what the value must be."""
 
 _LARGEST = 2**62
 
 
 def whole(least: int = 0, *, multiple: int = 1) -> Check:
-    """Make a check that a value is a whole number (5e8 is one), at least ``least`` and a multiple of ``multiple``."""
+    """Make a check that a value is a whole number (also 5e8), at least ``least`` and a multiple of ``multiple``."""
     words = f"a whole number of at least {least}" + (f", a multiple of {multiple}" if multiple > 1 else "")
 
     def check(value: Any) -> str | None:
@@ -122,8 +122,10 @@ ALLOWED: Mapping[str, Any] = {
         **dict.fromkeys(("offload_optimizer", "offload_param"), _OFFLOAD),
     },
 }  # fmt: skip
-"""Key → the check of its value or, if the value is an object, a mapping of the object's keys. Where a single value is
-allowed, another would change what the plan does not count."""
+"""Key → the check of its value or, if the value is an object, a mapping of the object's keys.
+
+Some keys allow a single value, because the plan does not count the effect of others.
+"""
 
 _BY_FLAGS = "the run's own flags set it"
 _FILES = "it writes files outside of the run's folder; metrics.jsonl has the run's figures"
@@ -158,7 +160,7 @@ REFUSED: Mapping[str, str] = {
 
 
 def checked(settings: Mapping[str, Any], file: object) -> dict[str, Any]:
-    """Check a file's settings; return them without sections that would be refused but that the file switches off.
+    """Check a file's settings, and return them without the sections that are refused unless switched off.
 
     Args:
         settings: the settings in the file.
@@ -204,7 +206,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _as_json(value: Any) -> str:
-    """A value as JSON writes it, shortened for messages."""
+    """A value as JSON, shortened for messages."""
     words = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return words[value]

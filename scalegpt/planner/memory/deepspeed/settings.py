@@ -1,13 +1,13 @@
-"""DeepSpeed's configuration: the files in ``ds_configs/`` with every ``"auto"`` filled in to suit the model.
+"""DeepSpeed's configuration: the files in ``ds_configs/`` with a value that suits the model for every ``"auto"``.
 
 DeepSpeed's defaults suit models a hundred times larger. Its reduce bucket of 5e8 elements is allocated whatever the model's
 size (twice with ``overlap_comm``), and its stage 3 keeps up to 1e9 gathered parameters alive: a model below a billion
 parameters stays gathered (deepspeed 0.19, ``runtime/zero/config.py``, ``stage_1_and_2.py: setup_buckets``,
 ``partitioned_param_coordinator.py``). The values here follow from the model:
 
-- a bucket holds one block's parameters: messages are still tens of megabytes;
+- a bucket holds one block's parameters, so messages still have tens of megabytes;
 - stage 3 prefetches one block, and may keep two blocks and the embedding alive; nothing is kept for reuse. DeepSpeed's
-  limit does not count its flat gather buffers, so that up to a block and a quarter more is live (see ``gather``);
+  limit does not count its flat gather buffers, so up to 1.25 blocks more are live (see ``gather``);
 - stage 1 adds each bf16 gradient to its fp32 sum as soon as it is made, which saves 2 bytes a parameter;
 - stage 3 keeps norms and biases whole on every rank, since they are too small to be worth a message.
 """
@@ -55,7 +55,7 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
 
 
 def load_ds_config(parallel: ParallelConfig) -> Settings:
-    """The settings in the run's DeepSpeed file, without sections that would be refused but that the file switches off.
+    """The settings in the run's DeepSpeed file, without the sections that are refused unless switched off.
 
     Raises:
         InputError: the file is missing, is not JSON, has keys that are refused, or its stage is not the run's.
@@ -69,14 +69,14 @@ def load_ds_config(parallel: ParallelConfig) -> Settings:
     except UnicodeDecodeError:
         raise InputError(f"ds_config {path} is not a text file; give a JSON file") from None
     if not isinstance(settings, dict):
-        raise InputError(f"ds_config {path} must hold an object, such as ds_configs/zero{parallel.stage}.json")
+        raise InputError(f"ds_config {path} must hold an object, as ds_configs/zero{parallel.stage}.json does")
     settings = checked(settings, path)
     zero = _part(settings, "zero_optimization")
     _fill(zero, "stage", parallel.stage)
     stage = zero["stage"]
     if stage != parallel.stage:
         raise InputError(
-            f"ds_config {path} is for ZeRO stage {shown(stage)}, the run for {parallel.stage}; "
+            f"ds_config {path} is for ZeRO stage {shown(stage)}, but the run is for {parallel.stage}; "
             f"use --zero_stage {shown(stage)} or another --ds_config"
         )
     return settings
@@ -94,12 +94,12 @@ def fixes_batch(parallel: ParallelConfig) -> bool:
 
 @lru_cache(maxsize=64)
 def _text(path: Path, _changed: int) -> str:
-    """The text of a file, cached by its time of change: a search asks for it hundreds of times."""
+    """The text of a file, cached by its time of change, since a search asks for it hundreds of times."""
     return read_text(path, CONFIG_LIMIT)
 
 
 def _part(settings: Settings, key: str) -> Settings:
-    """The object under ``key`` of the settings; if there is none, an empty one is put there."""
+    """The object under ``key`` of the settings; if there is none, an empty object is added."""
     if settings.get(key) is None:
         settings[key] = {}
     part: Settings = settings[key]
@@ -118,12 +118,15 @@ def _name(parallel: ParallelConfig) -> str:
 
 
 def _fill(settings: Settings, key: str, value: Any, what: str | None = None) -> None:
-    """Fill an ``auto`` or absent entry with ``value``; given ``what`` (the flag behind ``value``), refuse other values."""
+    """Set an ``auto`` or absent entry to ``value``.
+
+    If ``what`` (the flag behind ``value``) is given, refuse other values.
+    """
     fixed = settings.get(key, AUTO)
     if fixed == AUTO:
         settings[key] = value
     elif what is not None and fixed != value:
-        raise InputError(f'ds_config fixes {key} at {shown(fixed)}, but {what} makes it {value}; write "auto" there')
+        raise InputError(f'ds_config fixes {key} at {shown(fixed)}, but {what} sets it to {value}; write "auto" there')
 
 
 def _fill_batch(settings: Settings, run: RunConfig, grad_accum: int, ranks: int) -> None:

@@ -17,8 +17,9 @@ from scalegpt.planner.memory.timeline import GRADIENTS, OPTIMIZER, TEMPORARIES, 
 from scalegpt.units import BYTES
 
 NORM_BYTES = 8
-"""Bytes of an element in the fp64 copy from which a gradient's norm is taken (``zero/utils.py: get_norm_dtype``); one tensor
-is copied at a time."""
+"""Bytes of an element in the fp64 copy that DeepSpeed makes of one gradient at a time for its norm (``zero/utils.py:
+get_norm_dtype``).
+"""
 
 Shapes = tuple[Shape, ...]
 
@@ -75,23 +76,26 @@ class ShardedStep(Step, ABC):
             self.t.take(WEIGHTS, self.compute * part * self.shards)
 
     def small_gradients(self, shapes: Iterable[Shape]) -> None:
-        """Pass complete gradients of norms, biases or positions to :meth:`arrive`; none is counted as temporary before."""
+        """Pass complete gradients of norms, biases or positions to :meth:`arrive`.
+
+        They were not counted as temporary before.
+        """
         for shape in shapes:
             self.arrive(numel(shape), 0, int(len(shape) == 1))
 
     def settle_head(self) -> None:
-        """Count the complete gradient of untied head or token embedding as temporary, and pass it to :meth:`arrive`."""
+        """Count the complete gradient of an untied head or the token embedding as temporary; pass it to :meth:`arrive`."""
         self.t.give(GRADIENTS, self.compute * self.head)
         self.t.take(TEMPORARIES, self.compute * self.head)
         self.arrive(self.head, self.compute)
 
     def accumulate(self, elements: int) -> None:
-        """Process a matrix's complete gradient, whose bytes in the compute dtype are counted as temporary so far."""
+        """Process a matrix's complete gradient, which so far counts as temporary, in the compute dtype."""
         self.arrive(elements, self.compute)
 
     @abstractmethod
     def arrive(self, elements: int, width: int, group: int = 0) -> None:
-        """Process a parameter's complete gradient, of which ``width`` bytes per element are counted as temporary so far.
+        """Process a parameter's complete gradient, which so far counts as temporary, with ``width`` bytes per element.
 
         ``group`` is 0 for a matrix, 1 for a vector: its place in ``groups``.
         """
@@ -109,7 +113,7 @@ def _elements(group: Shapes) -> int:
 
 @lru_cache(maxsize=1024)
 def part_of_group(group: Shapes, shards: int) -> int:
-    """Elements that a rank holds of a group of tensors, each of which is cut over the ranks by itself."""
+    """Elements that a rank holds of a group of tensors. Each tensor is cut over the ranks by itself."""
     return sum(part_of_tensor(shape, shards) for shape in group)
 
 

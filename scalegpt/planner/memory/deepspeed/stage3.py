@@ -3,10 +3,10 @@
 :mod:`scalegpt.planner.memory.deepspeed.gather` says which weights are gathered. The rest follows deepspeed 0.19's
 ``stage3.py``:
 
-- Between steps a rank holds its parts of weights, masters, moments and gradients, the reduce bucket, and whole the tensors
-  of at most ``stage3_param_persistence_threshold`` elements.
-- A block's gradients wait until its backward pass is over (blocks are leaf modules). Then they pass through the bucket in the
-  dtype of communication, and are joined in a copy of the bucket to be reduced and cut.
+- Between steps a rank holds its parts of weights, masters, moments and gradients, the reduce bucket, and whole tensors
+  if they have at most ``stage3_param_persistence_threshold`` elements.
+- A block's gradients wait until its backward pass is over (blocks are leaf modules). Then they pass through the bucket
+  in the dtype of communication. A copy of the bucket joins them, and is reduced and cut.
 - The optimizer updates one group after another, each with a flat copy of the group's gradients.
 """
 
@@ -50,7 +50,7 @@ class Stage3(ShardedStep):
         self.in_block = False
 
     def part(self, group: Shapes) -> int:
-        """Elements that a rank holds of a group of tensors, each of which is cut by itself."""
+        """Elements that a rank holds of a group of tensors. Each tensor is cut by itself."""
         return part_of_group(group, self.shards)
 
     def _sub_groups(self, group: Shapes) -> list[int]:
@@ -145,7 +145,10 @@ class Stage3(ShardedStep):
             self.arrive(numel(shape), self.compute if len(shape) > 1 else 0)
 
     def arrive(self, elements: int, width: int, group: int = 0) -> None:  # noqa: ARG002 - others use it
-        """Put a gradient into the bucket, or keep it beside if too large; do nothing during a block's backward pass."""
+        """Put a gradient into the bucket, or keep it beside the bucket if too large.
+
+        During a block's backward pass, do nothing.
+        """
         if self.in_block:
             return
         if self.filled and self.filled + elements > self.bucket:

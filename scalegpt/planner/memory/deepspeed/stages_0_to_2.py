@@ -1,4 +1,4 @@
-"""DeepSpeed's stages 0 to 2 in the memory prediction: the optimizers, and the buffers that gradients pass through.
+"""DeepSpeed's stages 0 to 2 in the memory prediction: the optimizers, and the buffers through which gradients pass.
 
 Follows deepspeed 0.19. All sizes, dtypes and limits come from the completed configuration of
 :mod:`scalegpt.planner.memory.deepspeed.settings`, which the trainer gives DeepSpeed. DeepSpeed makes one of these optimizers:
@@ -15,12 +15,12 @@ stage  optimizer                     gradients
 =====  ============================  ==================================================================================
 
 ZeRO's optimizers treat matrices and vectors as two groups, each flattened and cut into equal parts. In each phase the
-prediction is that of the rank that holds most. In the blocks' backward pass this is the last rank, which owns the gradients
-that are reduced first. At the end it is the first rank, which owns the token embedding's gradient.
+prediction is for the rank that holds the most bytes. In the blocks' backward pass this is the last rank, which owns the
+gradients that are reduced first. At the end it is the first rank, which owns the token embedding's gradient.
 
-With optimizer offload masters, moments and an fp32 gradient live in host memory. At stages 1 and 2 the device still holds a
-rank's part of the fp32 gradient, and a buffer for the largest tensor. Pinned host memory comes in powers of two (torch's
-``CachingHostAllocator``).
+With optimizer offload, the masters, the moments and an fp32 gradient live in host memory. At stages 1 and 2 the device
+still holds a rank's part of the fp32 gradient, and a buffer for the largest tensor. Pinned host memory comes in powers
+of two (torch's ``CachingHostAllocator``).
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ FALLBACK_BUCKET = 500_000_000
 
 
 def make_step(run: RunConfig, *, mesh: Mesh, grad_accum: int, kernel: str, settings: Settings) -> Step:
-    """Make the simulated step of the optimizer that DeepSpeed makes from these settings, on the rank with the largest peak.
+    """Make the simulated step of the optimizer that DeepSpeed chooses, on the rank with the largest peak.
 
     Args:
         run: a run whose precision and micro batch are fixed.
@@ -102,7 +102,10 @@ class UnfusedStep(EngineStep):
 
 
 def largest_pile(sizes: Iterable[int]) -> int:
-    """The most elements that the engine copies into one buffer: it adds tensors until :data:`FALLBACK_BUCKET` is passed."""
+    """The most elements that the engine copies into one buffer.
+
+    It adds tensors until their elements exceed :data:`FALLBACK_BUCKET`.
+    """
     largest = pile = count = 0
     for size in sizes:
         pile, count = pile + size, count + 1
@@ -190,14 +193,17 @@ class PartStep(ShardedStep):
         self.ahead = [sum(map(numel, group)) for group in self.groups]
 
     def into_bucket(self, elements: int, width: int, kind: str, group: int, start: int | None = None) -> None:
-        """Copy a gradient into the bucket, reducing first if too full; one larger than the bucket is kept beside it.
+        """Copy a gradient into the bucket, which is first reduced if too full.
+
+        A gradient larger than the bucket stays beside it.
 
         Args:
-            elements: those of the gradient.
+            elements: number of elements of the gradient.
             width: bytes per element that are counted under ``kind`` so far.
             kind: a kind of memory.
             group: whether the gradient is a matrix's (0) or a vector's (1).
-            start: where the gradient starts in its flattened group; by default before all that the backward pass has made.
+            start: where the gradient starts in its flattened group; by default before all gradients that the backward
+                pass has made.
         """
         if self.filled + elements > self.bucket:
             self.reduce()
@@ -219,9 +225,9 @@ class PartStep(ShardedStep):
     def reduce(self) -> None:
         """Reduce the gradients in the bucket, and keep this rank's part of them.
 
-        What a bucket holds for one rank is reduced where it lies, what it holds for several is joined in a copy first. In a
-        compact buffer a rank adds up each gradient by itself, so that it also joins several gradients of its own
-        (``stage_1_and_2.py: average_tensor``).
+        Gradients of a single rank are reduced in the bucket itself. Gradients of several ranks are first joined in a
+        copy. In a compact buffer a rank's gradients are separate, so several gradients of one rank are joined in a copy
+        too (``stage_1_and_2.py: average_tensor``).
         """
         elements, self.filled = self.filled, 0
         if not elements:
@@ -245,7 +251,7 @@ class PartStep(ShardedStep):
 
     @property
     def overlapping(self) -> int:
-        """Elements of all tensors that a rank owns wholly or partly: on the first or the last rank, whichever has more."""
+        """Elements of all tensors that the first or the last rank owns wholly or in part, whichever has more."""
         first = last = 0
         for group, part in zip(self.groups, self.parts, strict=True):
             start, bound = 0, part * (self.shards - 1)
@@ -268,7 +274,7 @@ class Stage2(PartStep):
     """Stage 2: gradients pass through the bucket as they are made, in every micro step."""
 
     def hold_states(self) -> None:
-        """Allocate weights and states; with offload in fp32 also a host buffer where micro steps' gradients add up."""
+        """Allocate weights and states; with offload in fp32 also a host buffer for the sum of the micro steps' gradients."""
         super().hold_states()
         if self.offloads and not self.compact and self.grad_accum > 1:
             self.host += host_size(self.compute * self.overlapping, pin=self.pins)

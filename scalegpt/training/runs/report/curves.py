@@ -1,4 +1,7 @@
-"""The curves of a report: thinned so that nothing is hidden, and drawn over one another."""
+"""The curves of a report, drawn in one chart.
+
+Long curves have fewer points, and show the range that each point stands for.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,7 +40,7 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Thinned:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of a chart: its name in the legend, its points, its hue, and whether each point has a dot."""
+    """A curve of a chart: its name in the legend, its points, its colour, and whether each point has a dot."""
 
     name: str
     points: Points
@@ -51,11 +54,11 @@ def chart(
     """A chart of curves over steps as HTML, with a heading and a legend; empty if no curve has a point.
 
     Args:
-        key: the prefix of its HTML ids.
+        key: the prefix of the chart's HTML ids.
         title: the heading.
         curves: the curves.
-        kind: how ``zoom.js`` writes the values.
-        write: writes the values; None: with as many decimals as they need to differ.
+        kind: how ``zoom.js`` formats the values.
+        write: formats the values; None: with the decimals that they need to differ.
     """
     curves = [curve for curve in curves if curve.points]
     if not curves:

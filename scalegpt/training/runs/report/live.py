@@ -1,4 +1,4 @@
-"""Serve the page of a report on 127.0.0.1, made anew whenever a run's files have changed."""
+"""Serves the page of a report on 127.0.0.1, and makes it again whenever a run's files have changed."""
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -27,7 +27,7 @@ def version(runs: Sequence[RunRecords]) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers ``/`` with the page and ``/version`` with its version; to no other name than this machine's."""
+    """Answers ``/`` with the page and ``/version`` with its version. Refuses requests that name another host."""
 
     server: "LiveReport"
 
@@ -86,6 +86,6 @@ class LiveReport(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
     def page(self) -> str:
-        """The page as the files are now."""
+        """The page for the current content of the files."""
         now = version(self.runs)
         return report_page([read_run(run) for run in self.runs], live=now)

@@ -16,7 +16,10 @@ MOST_RUNS = 12
 """The most runs on a page, and curves of sources in a chart: a reader can distinguish this many colours."""
 
 MOST_SAMPLES = 12
-"""The most samples of a run on a page: the first, the last, and others evenly between them."""
+"""The most samples of a run on a page.
+
+If there are more, the first, the last, and some evenly between them are shown.
+"""
 
 _STYLE = """
 .zoom{position:sticky;top:0;background:var(--page);border-bottom:1px solid var(--line);padding:.5rem 0;z-index:1;
@@ -60,7 +63,7 @@ def report_page(runs: Sequence[ReportedRun], live: str = "") -> str:
 
     Args:
         runs: the runs, at most :data:`MOST_RUNS`.
-        live: the version of the runs' files, where a server shows the page while they train.
+        live: the version of the runs' files, if a server shows the page while the runs train.
     """
     names = _distinct([run.name for run in runs])
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
@@ -80,7 +83,7 @@ def report_page(runs: Sequence[ReportedRun], live: str = "") -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """The names, with a number behind each that is there twice."""
+    """The names, with a number behind each name that occurs more than once."""
     return [
         name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})" for at, name in enumerate(names)
     ]
@@ -91,7 +94,7 @@ def _headline(run: ReportedRun) -> str:
 
 
 def _figures(runs: Sequence[ReportedRun], names: list[str]) -> str:
-    """A table of key figures, a column for each run."""
+    """A table of the main figures, with a column for each run."""
     columns = [
         {
             "state": str(run.status.get("state", "?")),
@@ -110,7 +113,7 @@ def _figures(runs: Sequence[ReportedRun], names: list[str]) -> str:
 
 
 def _predictions(runs: Sequence[ReportedRun], names: list[str]) -> str:
-    """What the plan predicted beside what was measured: memory of a GPU or of the process, and speed."""
+    """The section that compares predicted with measured values: memory of a GPU or of the process, and speed."""
     columns = []
     for run in runs:
         on_gpu = run.status.get("measured_reserved_bytes") is not None
@@ -195,7 +198,7 @@ def _configuration(run: ReportedRun, name: str) -> str:
 
 
 def _table(label: str, names: list[str], columns: Sequence[dict[str, str]]) -> str:
-    """A table with a row for each key and a column for each run; of one run without a heading."""
+    """A table with a row for each key and a column for each run. With one run it has no heading."""
     if len(columns) == 1:
         return facts(columns[0])
     table = Table(label, ["", *names], ["", *("" for _ in names)])
@@ -228,6 +231,6 @@ def _mib(value: Any) -> str:
 
 
 def _off(predicted: Any, measured: Any) -> str:
-    """By how much a prediction is above or below a measurement; a question mark where one is not known."""
+    """The relative error of a prediction; a question mark where the prediction or the measurement is not known."""
     known = all(isinstance(each, int | float) for each in (predicted, measured))
     return f"{predicted / measured - 1:+.1%}" if known and measured else "?"

@@ -1,4 +1,4 @@
-"""Read of a run's folder what a report shows. Runs may be training meanwhile, and files may be missing."""
+"""Reads what a report shows from a run's folder. The run may be training, and files may be missing."""
 
 import math
 import statistics
@@ -32,14 +32,14 @@ CURVES = (
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What a report shows of a run.
+    """The content of a run's report.
 
     Attributes:
         name: the run's name.
         status: the content of ``run_status.json``; empty where it cannot be read.
         plan: the content of ``plan.json``; empty where it cannot be read.
         config: the text of ``config.yaml``; empty where it cannot be read.
-        settings: setting → value, without parts; empty where ``config.yaml`` cannot be read.
+        settings: setting → value, without sections; empty where ``config.yaml`` cannot be read.
         curves: key of ``metrics.jsonl`` → its points, for each of :data:`CURVES`.
         by_source: label of each source of a mixture → its held-out losses; empty for one source.
         seconds: sum of the steps' durations.
@@ -60,7 +60,7 @@ class ReportedRun:
 
     @property
     def step(self) -> int:
-        """The last step that was logged, or that the status has."""
+        """The last step that was logged, or else the step in ``run_status.json``."""
         logged = [int(points[-1][0]) for points in self.curves.values() if points]
         step = self.status.get("step")
         return max([*logged, step if isinstance(step, int) else 0])
