@@ -47,6 +47,8 @@ class MixedTokens(NamedTuple):
 
     def cut(self, windows: Windows, block_size: int) -> tuple[Batch, Batch]:
         """Read windows as inputs and targets, each int64 [N, T]; see :func:`~scalegpt.data.windows.sampler.cut_windows`."""
+        if len(self.parts) == 1:
+            return cut_windows(self.parts[0], windows.starts, block_size)
         inputs = np.empty((len(windows.starts), block_size), dtype=np.int64)
         targets = np.empty_like(inputs)
         for source in np.unique(windows.sources):
