@@ -116,7 +116,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     path = prepared_at(data.input_file, progress)
     if path is not None:
         given = open_given(path, data)
-        given.check_contents()
+        given.check_contents(progress)
         return given
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():

@@ -25,7 +25,7 @@ from scalegpt.data.sidecar import (
     shards_of,
 )
 from scalegpt.data.stored import DTYPES, StoredTokens
-from scalegpt.data.token_file import TokenFile, UnreadableTokensError, chunks_of, digests_of
+from scalegpt.data.token_file import Progress, TokenFile, UnreadableTokensError, chunks_of, digests_of
 from scalegpt.data.tokenizers import Tokenizer, make_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
@@ -80,7 +80,7 @@ class TokenSet:
         """
         if self.meta:
             return digest_of(self.tokenizer.digest, recorded_digests(self.meta))
-        return digest_of(self.tokenizer.digest, {split: self.files[split].digests()[0] for split in SPLITS})
+        return digest_of(self.tokenizer.digest, {split: self.files[split].digest for split in SPLITS})
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Read both splits and check that every id is below ``vocab_size``, so that the model has an embedding for it.
@@ -120,19 +120,23 @@ class TokenSet:
                 "write it after each document (Megatron: --append-eod), or use --packing contiguous"
             )
 
-    def check_contents(self) -> None:
-        """Read all files and compare their SHA-256 with those in the sidecar; of another program's, check the indices.
+    def check_contents(self, progress: Progress | None = None) -> None:
+        """Read all files whole, and compare their SHA-256 with those in the sidecar; of another program's, check the indices.
+
+        Args:
+            progress: called now and then with the bytes of a split read so far and in all; if it raises, reading ends.
 
         Raises:
             InputError: a file has changed since it was prepared; the message states the file and where the change is.
         """
         for check in self.checks:
             check()
-        for split, shards in (shards_of(self.meta) if self.meta else {}).items():
-            for shard, part in zip(shards, self.files[split].tokens.parts, strict=True):
-                whole, found = digests_of(part)
+        shards = shards_of(self.meta) if self.meta else {}
+        for split, file in self.files.items():
+            found = file.scanned(progress)
+            for shard, part, (whole, _) in zip(shards.get(split, ()), file.tokens.parts, found, strict=bool(shards)):
                 if whole != shard.sha256:
-                    place = _first_difference(found, shard.blocks, part.dtype.itemsize)
+                    place = _first_difference(digests_of(part)[1], shard.blocks, part.dtype.itemsize)
                     raise InputError(
                         f"token file {one_line(part.path)} has changed since{place}; prepare the data again"
                     )

@@ -139,7 +139,7 @@ class StoredTokens:
             part = self.parts[number]
             begin = first - (self._ends[number] - part.count)
             taken = min(count, part.count - begin)
-            pieces.append(_as_ids(self._read_part(part, begin, taken), self.dtype))
+            pieces.append(as_ids(self._read_part(part, begin, taken), self.dtype))
             first, count, number = first + taken, count - taken, number + 1
         if len(pieces) == 1:
             return pieces[0]
@@ -193,7 +193,7 @@ def _read_some(file: _OpenFile, wanted: int, offset: int) -> bytes:
     return retried(lambda: os.pread(file.descriptor, wanted, offset))
 
 
-def _as_ids(numbers: npt.NDArray[Any], dtype: np.dtype[Any]) -> Tokens:
+def as_ids(numbers: npt.NDArray[Any], dtype: np.dtype[Any]) -> Tokens:
     """The numbers of a file as ids of type ``dtype``; a number that is no id becomes :data:`NO_ID`."""
     if numbers.dtype == dtype:
         return numbers

@@ -1,29 +1,47 @@
 """The tokens of one split, in one or several files without headers, and the digests of such files."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scalegpt.data.sidecar import SIDECAR, Shard, joined_digest
-from scalegpt.data.stored import DTYPES, Part, StoredTokens, Tokens
+from scalegpt.data.stored import DTYPES, Part, StoredTokens, Tokens, as_ids
 from scalegpt.errors import InputError
 from scalegpt.storage import DiskError
+from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
+
+Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 4 << 20
 """Each block of this many bytes has a digest of its own in the sidecar, so that a change can be located."""
 
 _CHUNK_TOKENS = 1 << 22
+_REPORT_SECONDS = 0.2
 
 
 class UnreadableTokensError(DiskError):
     """Token files cannot be read now, because of permissions or the disk; they may be undamaged."""
 
     subject, done, advice = "token file ", "read", "make it readable"
+
+
+class Scanned(NamedTuple):
+    """What reading a part whole finds.
+
+    Attributes:
+        sha256: SHA-256 of its bytes, in hex.
+        largest: its largest id; 0 without tokens.
+    """
+
+    sha256: str
+    largest: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +55,7 @@ class TokenFile:
 
     path: Path
     tokens: StoredTokens
+    _scanned: list[Scanned] = field(default_factory=list, repr=False)
 
     @staticmethod
     def open(path: Path, expected: int | None = None, dtype: np.dtype[Any] = DTYPES["uint16"]) -> "TokenFile":
@@ -63,13 +82,35 @@ class TokenFile:
         parts = [_checked_part(folder / shard.name, shard.tokens, dtype) for shard in shards]
         return opened(parts[0].path if len(parts) == 1 else folder, parts)
 
+    def scanned(self, progress: Progress | None = None) -> list[Scanned]:
+        """What reading the files whole finds, for each of the tokens' parts. They are read once, on all cores.
+
+        Args:
+            progress: called now and then, in this thread, with the bytes read so far and in all; if it raises, reading ends.
+
+        Raises:
+            UnreadableTokensError: a file cannot be read.
+        """
+        if not self._scanned:
+            self._scanned.extend(_scan(self.tokens.parts, progress))
+        return self._scanned
+
+    @property
+    def digest(self) -> str:
+        """The digest of all tokens (:func:`~.sidecar.joined_digest`), in hex; the files are read whole once.
+
+        Raises:
+            UnreadableTokensError: a file cannot be read.
+        """
+        return joined_digest(each.sha256 for each in self.scanned())
+
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Read all tokens, in chunks, and check that every id is below ``vocab_size``.
+        """Check that every id is below ``vocab_size``; the files are read whole once.
 
         Raises:
             InputError: an id is ``vocab_size`` or above; the message states the file, the token offset and the id.
         """
-        if vocab_size > np.iinfo(self.tokens.dtype).max:
+        if vocab_size > np.iinfo(self.tokens.dtype).max or max(each.largest for each in self.scanned()) < vocab_size:
             return
         for number, chunk in enumerate(chunks_of(self.tokens)):
             if chunk.max() >= vocab_size:
@@ -81,13 +122,9 @@ class TokenFile:
                 )
 
     def digests(self) -> tuple[str, list[str]]:
-        """The digest of all tokens (:func:`~.sidecar.joined_digest`), and the SHA-256 of each block of each file, in hex.
-
-        Raises:
-            UnreadableTokensError: a file cannot be read.
-        """
-        found = [digests_of(part) for part in self.tokens.parts]
-        return joined_digest(whole for whole, _ in found), [block for _, blocks in found for block in blocks]
+        """The SHA-256 of the only file, and the SHA-256 of each of its blocks (:func:`digests_of`), in hex."""
+        (part,) = self.tokens.parts
+        return digests_of(part)
 
 
 def opened(path: Path, parts: Sequence[Part]) -> TokenFile:
@@ -137,17 +174,53 @@ def digests_of(part: Part) -> tuple[str, list[str]]:
     Raises:
         UnreadableTokensError: the file cannot be read.
     """
-    whole, blocks, left = hashlib.sha256(), [], part.count * part.dtype.itemsize
+    whole, blocks = hashlib.sha256(), []
+    for block in _blocks(part):
+        whole.update(block)
+        blocks.append(hashlib.sha256(block).hexdigest())
+    return whole.hexdigest(), blocks
+
+
+def _scan(parts: Sequence[Part], progress: Progress | None) -> list[Scanned]:
+    """Read all parts; see :meth:`TokenFile.scanned`."""
+    total, over = sum(part.count * part.dtype.itemsize for part in parts), threading.Event()
+    done: list[int] = []
+    with ThreadPoolExecutor(max(1, min(len(parts), usable_cores()))) as pool:
+        jobs = [pool.submit(_scan_part, part, done, over) for part in parts]
+        try:
+            while progress is not None and wait(jobs, _REPORT_SECONDS).not_done:
+                progress(sum(done), total)
+            return [job.result() for job in jobs]
+        finally:
+            over.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _scan_part(part: Part, done: list[int], over: threading.Event) -> Scanned:
+    """Read a part, until ``over`` is set; the numbers of bytes read are appended to ``done``."""
+    digest, largest, width = hashlib.sha256(), 0, part.dtype.itemsize
+    target = part.dtype if part.dtype in DTYPES.values() else DTYPES["uint32"]
+    for block in _blocks(part):
+        if over.is_set():
+            break
+        digest.update(block)
+        ids = as_ids(np.frombuffer(block, dtype=part.dtype, count=len(block) // width), target)
+        largest = max(largest, int(ids.max(initial=0)))
+        done.append(len(block))
+    return Scanned(digest.hexdigest(), largest)
+
+
+def _blocks(part: Part) -> Iterator[bytes]:
+    """The bytes of a part, :data:`BLOCK_BYTES` at a time; fewer where the file has become shorter."""
+    left = part.count * part.dtype.itemsize
     try:
         with part.path.open("rb") as file:
             file.seek(part.offset)
             while left and (block := file.read(min(BLOCK_BYTES, left))):
-                whole.update(block)
-                blocks.append(hashlib.sha256(block).hexdigest())
+                yield block
                 left -= len(block)
     except OSError as error:
         raise UnreadableTokensError(part.path, error) from None
-    return whole.hexdigest(), blocks
 
 
 def _how_much(tokens: int, expected: int) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
+from scalegpt.data import token_file
 from scalegpt.data.prepare import prepare
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
@@ -279,3 +280,29 @@ def test_pickles_that_are_refused(tmp_path, monkeypatch, content, words):
     with pytest.raises(InputError, match=words):
         open_tokens(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_files_are_read_whole_once(folder, monkeypatch):
+    real, read = token_file._scan_part, []
+    monkeypatch.setattr(token_file, "_scan_part", lambda part, *rest: read.append(part.path.name) or real(part, *rest))
+    tokens = open_tokens(plain(folder.parent / "nano", range(100), range(50)))
+    tokens.check_contents()
+    tokens.check_vocabulary(100)
+    assert len(tokens.digest) == 64
+    assert sorted(read) == ["train.bin", "val.bin"]
+
+
+def test_reading_tells_its_progress_and_can_be_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "_REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(token_file, "BLOCK_BYTES", 100)
+    tokens, told = open_tokens(plain(tmp_path / "nano", [0] * 500_000, [1, 2])), []
+    tokens.check_contents(lambda done, total: told.append((done, total)))
+    assert told
+    assert all(0 <= done <= total for done, total in told)
+    assert 1_000_000 in {total for _, total in told}
+
+    def stop(done, total):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        open_tokens(tmp_path / "nano").check_contents(stop)
