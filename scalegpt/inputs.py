@@ -1,6 +1,6 @@
 """What the setting ``input_file`` names: one corpus, of one or several files and folders, or a mixture of weighted sources.
 
-As text, paths are separated by commas (``a.txt,b/``), and a source's weight stands behind it (``a.txt=0.7,b/=0.3``). The
+As text, paths are separated by commas (``a.txt,b/``), and a source's weight stands behind it (``a.txt=0.7,b.txt=0.3``). The
 command line may have several words, a file a list or a mapping, Python any of these. A path that contains a comma or an
 equals sign is taken whole if it exists.
 """

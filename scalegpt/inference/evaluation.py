@@ -10,7 +10,7 @@ transformers' guide to perplexity (https://huggingface.co/docs/transformers/perp
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ class Evaluation:
     bytes: int
     documents: int | None
     split: str | None
-    name: str = ""
+    name: str = field(default="", compare=False)
     weight: float = 1.0
 
     @property

@@ -120,7 +120,9 @@ def change_of_sources(before: tuple[LedgerSource, ...], now: tuple[LedgerSource,
     if [(source.share, source.tokens) for source in before] == [(source.share, source.tokens) for source in now]:
         return ""
     if len(before) == len(now) == 1:
-        return f", {now[0].name} of {before[0].tokens:,} → {now[0].tokens:,} tokens"
+        (source,) = now
+        where = source.files[0].path if len(source.files) == 1 else source.name
+        return f", {where} of {before[0].tokens:,} → {source.tokens:,} tokens"
     return f", {' + '.join(each.in_words for each in before)} → {' + '.join(each.in_words for each in now)}"
 
 
