@@ -171,7 +171,7 @@ def fused_loss(run: RunConfig) -> Load:
 def attention_with_scores(run: RunConfig) -> tuple[Load, Load]:
     """The loads, forward and backward, that attention with scores in memory adds to the traffic of a fused kernel.
 
-    The forward pass has one matmul [T, D] · [D, T] and one [T, T] · [T, D], the backward pass two of each. Masked
+    The forward pass has two matmuls, [T, D] · [D, T] and [T, T] · [T, D]. The backward pass has two of each. Masked
     scores are computed too. Full recompute runs the forward pass again.
     """
     model = run.model

@@ -35,7 +35,7 @@ class Trainer:
         sent_bytes: bytes per element of the gradients that it sends; ours sends 4.
         gpus: cards in each of its machines.
         network_gbps: the network of each machine, Gbit/s; None: that of :data:`NETWORK_GBPS`.
-        exceptions: a part of ``source`` → settings of the rows that have it.
+        exceptions: a part of ``source`` → the settings of rows whose source contains it.
     """
 
     name: str

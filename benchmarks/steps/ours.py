@@ -101,7 +101,7 @@ class OurSteps:
         return time.perf_counter() - begin
 
     def loader_rate(self, steps: int) -> float:
-        """Tokens per second over all ranks that the data loader gives by itself, measured over ``steps`` steps."""
+        """Measure the tokens per second of the data loader alone, over all ranks and ``steps`` steps."""
         job = self.job
         batches = TrainingBatches(job.data.train, job.batch_plan, self.world, job.run.train.seed)
         begin = time.perf_counter()

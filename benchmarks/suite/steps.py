@@ -46,7 +46,7 @@ class Memory:
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def summary(self) -> Values:
-        """The largest peaks of all parts, and the bytes that the driver counts now, in total and outside the allocator."""
+        """The largest peaks of all parts; the bytes that the driver counts now; and those of them outside the allocator."""
         watched = measure(self.device)
         driver = watched.driver or watched.peak
         reserved = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else own_bytes()

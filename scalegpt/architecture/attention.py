@@ -2,16 +2,17 @@
 
 Symbols: B sequences and n tokens of a micro batch, T tokens of a sequence, a heads of queries, k heads of keys and values,
 D width of a head, c bytes of the compute dtype. U = c·n·a·D are the bytes of the queries and of the output, K = c·n·k·D those
-of the keys and of the values, S = 4·B·a·T² the bytes of the fp32 scores. Autograd keeps for the backward pass, in bytes:
+of the keys and of the values, S = 4·B·a·T² the bytes of the fp32 scores. The table shows what autograd keeps for the backward
+pass, in bytes:
 
 =============  ========================================================================================================
-flash, cudnn   queries, keys, values and the output, 2U + 2K, and the log-sum-exp of each row of scores, 4·a·n. If the
-               width of a head is no multiple of 8, flash works on padded Q, K, V and output. Then autograd keeps these
-               four padded tensors instead, and the output projection's input besides
-mem_efficient  the tensors of flash, never padded; each sequence's T rows of log-sum-exp are rounded up to a multiple of 32.
-               With k < a, keys and values are expanded to a heads in each pass, and the copies are not kept
-math           fp32 copies of Q, K and V, 12·n·a·D: with k < a keys and values are expanded first; the softmax, S; with
-               dropout also its result, S, and its mask, S/4; the output projection's input
+flash, cudnn   Queries, keys, values and the output (2U + 2K), and the log-sum-exp of each row of scores (4·a·n). If the
+               width of a head is not a multiple of 8, flash works on padded Q, K, V and output. Autograd then keeps these
+               four padded tensors instead, and also the output projection's input.
+mem_efficient  The same tensors, never padded. Each sequence's T rows of log-sum-exp are rounded up to a multiple of 32.
+               If k < a, keys and values are expanded to a heads in each pass, and the copies are not kept.
+math           fp32 copies of Q, K and V (12·n·a·D), for which keys and values are first expanded if k < a; the softmax
+               (S); with dropout also its result (S) and its mask (S/4); the output projection's input.
 =============  ========================================================================================================
 
 ``math`` follows ``attention.cpp: _scaled_dot_product_attention_math`` operator by operator. It copies Q, K and V to join

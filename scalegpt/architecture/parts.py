@@ -26,7 +26,7 @@ def width_of(model: ModelConfig) -> Dim:
 
 
 def inner_of(model: ModelConfig) -> Dim:
-    """F, the width of the feed-forward layer, as a dimension; in symbols 4·H if it has that width."""
+    """F, the width of the feed-forward layer, as a dimension. Its symbol is 4·H if that is its width."""
     return width_of(model).times(4) if model.inner_width == 4 * model.n_embd else Dim.of("F", model.inner_width)
 
 

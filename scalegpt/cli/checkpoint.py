@@ -70,7 +70,7 @@ def _list(words: list[str]) -> int:
 
 
 def _set_aside(path: Path) -> "Verdict":
-    """The line on a checkpoint that training renamed (set aside), and why. The checkpoint is not examined."""
+    """The line that says why training renamed (set aside) a checkpoint. The checkpoint is not examined."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scalegpt.cli.output import ProgressLine, aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument, run_action
 from scalegpt.config import DataConfig
+from scalegpt.config.run import READING
 from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
 from scalegpt.inputs import as_text
@@ -31,15 +32,12 @@ example:
 
 actions (each has --help):
   prepare          tokenise text files and folders into a folder of tokens
-  inspect          show what token files hold, and check them
+  inspect          show what token files or texts hold, and check them
   ledger           show which windows of the data a run's steps trained on
   train-tokenizer  make a tokenizer of your own text
 """
 
-_READ = ("encoding", "as_text", "follow_links")
-"""The settings by which text is read."""
-
-_PREPARED = ("tokenizer", "end_of_text", "val_fraction", *_READ)
+_PREPARED = ("tokenizer", "end_of_text", "val_fraction", *READING)
 """The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
@@ -102,12 +100,12 @@ def _train_tokenizer(words: list[str]) -> int:
     )
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     add_settings(parser, "tokenizer", VocabularySettings)
-    add_settings(parser, "text", DataConfig, _READ)
+    add_settings(parser, "text", DataConfig, READING)
     add_json(parser)
     arguments = parser.parse(words)
     vocabulary = VocabularySettings.from_mapping(given_settings(arguments, VocabularySettings), "command line")
     settings = DataConfig.from_mapping(
-        {key: getattr(arguments, key) for key in _READ if key in arguments}, "command line"
+        {key: getattr(arguments, key) for key in READING if key in arguments}, "command line"
     )
     from scalegpt.data.prepare import split_inputs
     from scalegpt.data.tokenizer_training import train_tokenizer
@@ -131,32 +129,56 @@ def _train_tokenizer(words: list[str]) -> int:
 def _inspect(words: list[str]) -> int:
     parser = Parser(
         "data inspect",
-        "Show what token files hold, made by ScaleGPT, nanoGPT, llm.c, Megatron or datatrove, and check every id.",
+        "Show what a path holds: tokens of ScaleGPT, nanoGPT, llm.c, Megatron or datatrove, whose ids are checked, or text.",
         "scalegpt data inspect tokens\nscalegpt data inspect my_text_document.bin --tokenizer my_tokenizer",
     )
     parser.add_argument(
         "folder", type=path_argument, metavar="PATH", help="a file, a folder, or a prefix of Megatron's"
     )
-    add_settings(
-        parser, "tokens of another program", DataConfig, ("tokenizer", "end_of_text"), {"tokenizer": "as they say"}
-    )
+    tokenizer = ("tokenizer", "end_of_text")
+    add_settings(parser, "tokens of another program", DataConfig, tokenizer, {"tokenizer": "as the files say"})
+    add_settings(parser, "text", DataConfig, READING)
     add_json(parser)
     arguments = parser.parse(words)
     given = given_settings(arguments, DataConfig)
     settings = DataConfig.from_mapping(given, "command line")
-    from scalegpt.data.inspection import inspect_tokens
+    from scalegpt.data.inspection import inspect_text, inspect_tokens
     from scalegpt.data.remote.download import local_path
+    from scalegpt.data.text.documents import is_prepared
 
     with _progress("checking") as progress:
         path = local_path(arguments.folder, progress)
-        facts = inspect_tokens(path, settings, named="tokenizer" in given, progress=progress)
-    _print(facts, as_json=arguments.json)
-    if facts["ids_outside_vocabulary"]:
+        if is_prepared(path):
+            facts = inspect_tokens(path, settings, named="tokenizer" in given, progress=progress)
+        else:
+            facts = inspect_text(arguments.folder, settings)
+    if arguments.json:
+        show_json(facts)
+    elif "forms" in facts:
+        _print_text(facts)
+    else:
+        _print(facts, as_json=False)
+    if facts.get("ids_outside_vocabulary"):
         raise InputError(
             f"{one_line(arguments.folder)} has {facts['ids_outside_vocabulary']:,} ids outside the vocabulary of "
             f"{facts['vocab_size']:,}; name the tokenizer that made them, or prepare the data again"
         )
     return 0
+
+
+def _print_text(facts: dict[str, Any]) -> None:
+    rows = {
+        "path": facts["folder"],
+        "format": ", ".join(f"{count:,} × {form}" for form, count in facts["forms"].items()),
+        "documents": f"{facts['documents']:,}",
+        "size": f"{facts['bytes'] / 1e6:,.3f} MB, of text {facts['text_bytes'] / 1e6:,.3f} MB",
+        "read as": ", ".join(facts["encodings"]),
+        "skipped": ", ".join(f"{count} {reason}" for reason, count in facts["skipped"].items()),
+        "begins": repr(facts["text"]),
+    }
+    for name, value in rows.items():
+        if value:
+            show_row(f"{name:<17}", value)
 
 
 def _print(facts: dict[str, Any], *, as_json: bool) -> None:
@@ -172,11 +194,13 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         "tokenizer": _tokenizer(facts),
         "training": f"{facts['train_tokens']:,} tokens",
         "stored as": ", ".join(sorted({each["dtype"] for each in facts.get("files", [])})) or facts["dtype"],
-        "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}",
+        "held out": f"{facts['val_tokens']:,} tokens, {facts['val_tokens'] / total:.1%}{': ' + how if how else ''}"
+        if facts["val_tokens"]
+        else "",
         "read as": facts.get("origin", ""),
         "files": f"{len(facts['files']):,}" if "files" in facts else "",
         "documents": "" if facts.get("documents") is None else f"{facts['documents']:,}",
-        "sources": _sources(facts) if "sources" in facts else "",
+        "sources": _sources(facts) if "sources" in facts and "origin" not in facts else "",
         "skipped": ", ".join(f"{count} {reason}" for reason, count in facts.get("skipped", {}).items()),
         "digest": facts.get("digest", ""),
         "ids": _ids(facts) if "largest_id" in facts else "",

@@ -11,6 +11,7 @@ from scalegpt.cli.output import ProgressLine, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument
 from scalegpt.config import DataConfig
 from scalegpt.config.inference import EvaluationSettings
+from scalegpt.config.run import READING
 from scalegpt.inputs import as_text
 
 if TYPE_CHECKING:  # importing torch takes seconds; --help and a mistyped flag must not wait for it
@@ -27,9 +28,6 @@ Score how well a trained model predicts a text: loss, perplexity, bits per byte.
 
 Every token is scored once. Each document of a text is scored on its own; a split is scored as one stream, as in training.
 Without --input_file and --split, the val split of the run's own data is scored."""
-
-READING = ("encoding", "as_text", "follow_links")
-"""The data settings that say which files are text, and in which encoding."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -91,13 +91,23 @@ class DataConfig(Section):
         "gpt2", "gpt2 BPE, byte or char level, or the path of a tokenizer.json or of its folder", is_path=True
     )
     end_of_text: str | None = setting(None, "the token of a tokenizer.json that ends a document; none: its eos_token")
+    text_field: str | None = setting(
+        None, "field of records (JSON Lines, CSV, Parquet ...) that holds the text; none: text, else content"
+    )
     encoding: str = setting("utf-8", "encoding of the text files; auto detects it")
     val_fraction: float | None = setting(
         None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
     )
     as_text: bool = setting(
-        False, "train on JSON, CSV, HTML and the like as they are written, and on folders that are mostly such data"
+        False, "read records, HTML and the like as they are written, and folders that are mostly such data"
     )
+    include: str | None = setting(
+        None, "patterns of the files of folders that are read, as in .gitignore, with commas; none: all"
+    )
+    exclude: str | None = setting(
+        None, "patterns of files and folders that are not read, as in .gitignore, with commas"
+    )
+    gitignore: bool = setting(True, "skip what .gitignore files in folders name")
     follow_links: bool = setting(False, "follow symbolic links that leave an input folder")
 
     def check(self) -> None:
@@ -115,6 +125,9 @@ class DataConfig(Section):
         """The sources that ``input_file`` names, one unless it is a mixture; empty if it is not set."""
         return () if self.input_file is None else sources_of(self.input_file)
 
+
+READING = ("text_field", "encoding", "as_text", "include", "exclude", "gitignore", "follow_links")
+"""The data settings that say how text is read for training, for evaluation, and for training a tokenizer."""
 
 DATA = "data"
 """The word that stands for the tokens in ``allow_change``, beside the names of settings."""

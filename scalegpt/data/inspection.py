@@ -1,5 +1,6 @@
 """What ``scalegpt data inspect`` says: what is at a path, in numbers and samples, after a look at every id."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,18 @@ from scalegpt.config import DataConfig
 from scalegpt.data.foreign.found import Found
 from scalegpt.data.foreign.given import found_at
 from scalegpt.data.foreign.opening import open_found, tokenizer_of
+from scalegpt.data.prepare import survey_reporting
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import FORMAT
 from scalegpt.data.stored import Part, StoredTokens
+from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.token_file import UnreadableTokensError, chunks_of
 from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.text import shown
 
 Progress = Callable[[int, int], None]
 
-_PREVIEW_TOKENS = 60
+_PREVIEW_TOKENS, _PREVIEW_CHARACTERS = 60, 200
 
 
 @dataclass
@@ -101,6 +105,42 @@ def inspect_tokens(
         return {"folder": str(path), **tokens_by_split, **facts, **_counts(files, counts)}
     tokens = open_found(found, tokenizer, settings.val_fraction)
     return {**describe(tokens), **facts, "origin": tokens.origin, **_counts(files, counts), **_previews(tokens)}
+
+
+def inspect_text(path: str | Path, settings: DataConfig) -> dict[str, Any]:
+    """Describe a file or a folder of text, after reading all of it.
+
+    Args:
+        path: what the user named.
+        settings: how text is read.
+
+    Returns:
+        The values that ``--json`` prints; ``forms`` counts the sources of each format, and ``text`` is the first document's
+        beginning.
+
+    Raises:
+        InputError: it is missing, or holds no text that the trainer reads.
+    """
+    corpus = survey_reporting([path], settings)
+    text = next(read_documents(corpus.sources[0])).text[:_PREVIEW_CHARACTERS]
+    return {
+        "folder": str(path),
+        "format": "text",
+        "forms": dict(Counter(_form(source) for source in corpus.sources)),
+        "documents": corpus.documents,
+        "bytes": corpus.bytes,
+        "text_bytes": corpus.text_bytes,
+        "encodings": sorted({source.encoding for source in corpus.sources}),
+        "skipped": dict(corpus.skipped.counts),
+        "text": text,
+    }
+
+
+def _form(source: Source) -> str:
+    """The form of a source in words: its format, its field, and how it is packed."""
+    form = source.form or "plain text"
+    field = "" if source.field is None else f", field {shown(source.field)}"
+    return f"{form}{field}" + ("" if source.packing is None else f", in {source.packing}")
 
 
 def _stored(found: Found) -> list[StoredTokens]:

@@ -16,16 +16,18 @@ import numpy as np
 
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
-from scalegpt.data.cache import cache_errors, cache_folder, cached_with, find_cached, something_else, tokens_in
+from scalegpt.data.cache import cache_errors, cache_folder, cached_with, checked, find_cached, something_else, tokens_in
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.prepared import prepared_at
-from scalegpt.data.remote.download import local_path
+from scalegpt.data.remote.inputs import as_paths
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.sidecar import VERSION
 from scalegpt.data.split import Split, choose_split
-from scalegpt.data.text.corpus import Corpus, Source, read_pieces, survey
+from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
+from scalegpt.data.text.ignoring import Selection
+from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.tokenizers import HFTokenizer, TokenIds, Tokenizer, load_tokenizer, make_tokenizer
 from scalegpt.data.writer import TokenWriter
 from scalegpt.errors import InputError
@@ -35,7 +37,7 @@ from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
 
 Progress = Callable[[int, int], None]
-_Encoded = tuple[int, TokenIds, int, bool]
+_Encoded = tuple[int, TokenIds, int, bool, bool]
 
 RECIPE = 2
 """Version of the preparation, part of the cache's keys; it increases when the same text gives other tokens than before.
@@ -90,7 +92,7 @@ def prepare(
     out = Path(out)
     if os.path.isfile(out):  # noqa: PTH113 - pathlib's raises where a folder is closed
         raise InputError(f"out {one_line(out)} is a file; choose another --out")
-    work = _survey(inputs, settings)
+    work = _survey(inputs, settings, out)
     return _existing(out, work) or _make(work, out, progress)
 
 
@@ -115,9 +117,7 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
     path = prepared_at(data.input_file, progress)
     if path is not None:
-        given = open_given(path, data)
-        given.check_contents(progress)
-        return given
+        return checked(open_given(path, data), progress)
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
         if begun_with is not None:
@@ -166,14 +166,15 @@ def split_inputs(text: str) -> list[str]:
     return paths_of(text)
 
 
-def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig) -> Corpus:
-    """As :func:`~scalegpt.data.text.corpus.survey`, and log what is skipped or read as it is written."""
+def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Corpus:
+    """Survey the inputs that :func:`~scalegpt.data.remote.inputs.as_paths` takes, and log which are skipped."""
     corpus = survey(
-        [local_path(str(each)) for each in inputs],
+        as_paths(inputs, beside or cache_folder() / "standard-input"),
         settings.encoding,
+        text_field=settings.text_field,
         want_characters=settings.tokenizer == "char",
         as_text=settings.as_text,
-        follow_links=settings.follow_links,
+        selection=Selection.of(settings),
     )
     if corpus.skipped.counts:
         remedies = {
@@ -192,16 +193,16 @@ def _tokenizer_file(settings: DataConfig) -> HFTokenizer | None:
     return load_tokenizer(settings.tokenizer, settings.end_of_text) if is_file(settings.tokenizer) else None
 
 
-def _survey(inputs: Sequence[str | Path], settings: DataConfig) -> _Preparation:
+def _survey(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> _Preparation:
     tokenizer = _tokenizer_file(settings)
-    corpus = survey_reporting(inputs, settings)
+    corpus = survey_reporting(inputs, settings, beside)
     split = choose_split(corpus.sources, settings.val_fraction)
     identity = {
         "version": VERSION,
         "tokenizer": settings.tokenizer if tokenizer is None else tokenizer.digest,
         "encoding": corpus.encoding,
         "val_fraction": settings.val_fraction,
-        "sources": [(source.name, source.sha256) for source in corpus.sources],
+        "sources": [source.identity for source in corpus.sources],
     }
     kind = settings.tokenizer if tokenizer is None else tokenizer.kind
     before = {**identity, "tokenizer": settings.tokenizer if tokenizer is None else tokenizer.text_digest}
@@ -236,7 +237,7 @@ def _make(work: _Preparation, out: Path, progress: Progress | None) -> TokenSet:
     tokenizer = work.tokenizer or make_tokenizer(work.kind, work.corpus.characters)
     with disk_errors(out):
         remove_abandoned(out)
-    check_space(out, int(work.corpus.bytes * tokenizer.ids_per_byte * tokenizer.dtype.itemsize))
+    check_space(out, int(work.corpus.text_bytes * tokenizer.ids_per_byte * tokenizer.dtype.itemsize))
     with TokenWriter(out, tokenizer.dtype) as writer:
         with closing(_encoded(work.corpus.sources, tokenizer)) as stream:  # stops its threads when writing fails
             _write_tokens(work, tokenizer, stream, writer, progress)
@@ -260,13 +261,16 @@ def _write_tokens(
         np.array([] if token is None else [token], dtype=tokenizer.dtype)
         for token in (tokenizer.document_start, tokenizer.end_of_text)
     )
-    begun, first = -1, 0  # the document that is being written, and the offset of its text in the training tokens
-    for index, ids, read, is_last in stream:
+    begun, first = -1, 0  # the source that is being written, and the offset of its text in the training tokens
+    is_new = True
+    for index, ids, read, ends, is_last in stream:
         split = "val" if index in work.split.held_out else "train"
-        if index != begun:
+        if is_new:
             writer.append(split, beginning)
+        if index != begun:
             begun, first = index, writer.counts["train"]
         writer.append(split, ids)
+        is_new = ends
         if is_last:
             before += work.corpus.sources[index].bytes
             if work.split.method == "tails":
@@ -276,6 +280,7 @@ def _write_tokens(
                 if kept < count:
                     writer.hold_out_tail(first + kept)
                     writer.append("val", ending)
+        if ends:
             writer.append(split, ending)  # every document ends with end-of-text; a divided one ends so in both parts
         if progress is not None:
             progress(before + (0 if is_last else read), total)
@@ -285,28 +290,27 @@ def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Enco
     """Encode all documents in order, in pieces of their text, on several threads, a bounded number of pieces ahead.
 
     Yields:
-        For each piece: its document's index, its token ids, the bytes of the document read so far, and whether it is the
-        document's last piece.
+        For each piece: its source's index, its ids, the bytes of the source read so far, whether it ends a document, and it.
     """
     threads = min(_MAX_THREADS, usable_cores())
-    waiting: deque[tuple[int, Future[TokenIds], int, bool]] = deque()
+    waiting: deque[tuple[int, Future[TokenIds], int, bool, bool]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             before = ""
-            for index, piece, read, is_last in _pieces(sources):
-                waiting.append((index, pool.submit(tokenizer.encode_after, before, piece), read, is_last))
-                before = "" if is_last else piece
+            for index, piece, read, ends, is_last in _pieces(sources):
+                waiting.append((index, pool.submit(tokenizer.encode_after, before, piece), read, ends, is_last))
+                before = "" if ends else piece
                 if len(waiting) > threads + 2:
-                    index, ids, read, is_last = waiting.popleft()
-                    yield index, ids.result(), read, is_last
+                    index, ids, read, ends, is_last = waiting.popleft()
+                    yield index, ids.result(), read, ends, is_last
             while waiting:
-                index, ids, read, is_last = waiting.popleft()
-                yield index, ids.result(), read, is_last
+                index, ids, read, ends, is_last = waiting.popleft()
+                yield index, ids.result(), read, ends, is_last
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _pieces(sources: Sequence[Source]) -> Iterator[tuple[int, str, int, bool]]:
+def _pieces(sources: Sequence[Source]) -> Iterator[tuple[int, str, int, bool, bool]]:
     """Read all documents piece by piece.
 
     Yields:
@@ -314,8 +318,8 @@ def _pieces(sources: Sequence[Source]) -> Iterator[tuple[int, str, int, bool]]:
         since only then is it known whether it is the last.
     """
     for index, source in enumerate(sources):
-        held: tuple[str, int] | None = None
-        for piece in read_pieces(source):
+        held: tuple[str, int, bool] | None = None
+        for piece in read_documents(source):
             if held is not None:
                 yield index, *held, False
             held = piece
@@ -330,7 +334,7 @@ def _sidecar(work: _Preparation, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "key": work.key,
         "tokenizer": {key: value for key, value in tokenizer.as_dict().items() if key != "files"},  # they lie beside it
-        "documents": len(work.corpus.sources),
+        "documents": work.corpus.documents,
         "bytes": work.corpus.bytes,
         "split": split,
         "encoding": work.corpus.encoding,

@@ -164,13 +164,17 @@ def _first_difference(found: list[str], recorded: list[str] | None, width: int) 
     return f", first between token offsets {index * tokens} and {(index + 1) * tokens}"
 
 
-def open_tokens(path: str | Path) -> TokenSet:
+def _gpt2() -> Tokenizer:
+    return make_tokenizer("gpt2")
+
+
+def open_tokens(path: str | Path, unnamed: Callable[[], Tokenizer] = _gpt2) -> TokenSet:
     """Open a folder of prepared tokens and check its files' sizes.
 
     Args:
         path: a folder with ``train.bin`` and ``val.bin``, or with the files that its ``meta.json`` lists. Without
-            ``meta.json``, nanoGPT is taken to have made it: the ids are of characters if there is a ``meta.pkl``, else
-            GPT-2's.
+            ``meta.json``, nanoGPT is taken to have made it: the ids are of characters if there is a ``meta.pkl``.
+        unnamed: makes the tokenizer of nanoGPT's other folders, which do not say what it is; it decides the size of an id.
 
     Raises:
         InputError: there is no such folder, the sidecar is malformed, or a token file is missing, cut short or of odd size.
@@ -188,24 +192,21 @@ def open_tokens(path: str | Path) -> TokenSet:
         meta = read_sidecar(path / SIDECAR) if SIDECAR in names else {}
     except OSError as error:
         raise UnreadableTokensError(path / SIDECAR, error) from None
-    if meta:
-        dtype = DTYPES[meta["dtype"]]
-        files = {split: TokenFile.open_shards(path, shards, dtype) for split, shards in shards_of(meta).items()}
-    else:
-        files = {split: TokenFile.open(path / f"{split}.bin") for split in SPLITS}
-    return TokenSet(path, files, _tokenizer_of(path, names, meta), meta)
+    if not meta:
+        tokenizer = _characters_of(path) if "meta.pkl" in names else unnamed()
+        files = {split: TokenFile.open(path / f"{split}.bin", dtype=tokenizer.dtype) for split in SPLITS}
+        return TokenSet(path, files, tokenizer, {})
+    dtype = DTYPES[meta["dtype"]]
+    files = {split: TokenFile.open_shards(path, shards, dtype) for split, shards in shards_of(meta).items()}
+    try:
+        return TokenSet(path, files, Tokenizer.from_dict(meta["tokenizer"], path), meta)
+    except OSError as error:
+        raise UnreadableTokensError(path / TOKENIZER_JSON, error) from None
+    except InputError as error:
+        raise InputError(f"{one_line(path / SIDECAR)}: {error}") from None
 
 
-def _tokenizer_of(path: Path, names: set[str], meta: dict[str, Any]) -> Tokenizer:
-    if meta:
-        try:
-            return Tokenizer.from_dict(meta["tokenizer"], path)
-        except OSError as error:
-            raise UnreadableTokensError(path / TOKENIZER_JSON, error) from None
-        except InputError as error:
-            raise InputError(f"{one_line(path / SIDECAR)}: {error}") from None
-    if "meta.pkl" not in names:
-        return make_tokenizer("gpt2")
+def _characters_of(path: Path) -> Tokenizer:
     try:
         return read_nanogpt_characters(path / "meta.pkl")
     except OSError as error:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from scalegpt.data.text.corpus import Source
+from scalegpt.data.text.reading import Source
 
 DEFAULT_VAL_FRACTION = 0.1
 DEFAULT_VAL_BYTES = 8_000_000

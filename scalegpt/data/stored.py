@@ -86,7 +86,7 @@ class StoredTokens:
         self.dtype = DTYPES["uint16" if types <= {np.dtype("u1"), DTYPES["uint16"]} else "uint32"]
         self._ends = list(accumulate(part.count for part in self.parts))
         self._count = self._ends[-1] if self._ends else 0
-        self._open = lru_cache(maxsize=MOST_OPEN)(_OpenFile)
+        self._open = lru_cache(maxsize=MOST_OPEN)(_opened)
         files = dict.fromkeys(part.path for part in self.parts)
         if len(files) <= MOST_OPEN:
             for path in files:
@@ -134,7 +134,7 @@ class StoredTokens:
             RunError: a file is missing or has become shorter, or reads still fail after retries.
         """
         pieces: list[npt.NDArray[Any]] = []
-        number = bisect_right(self._ends, first)
+        number = bisect_right(self._ends, first) if len(self._ends) > 1 else 0
         while count > 0:
             part = self.parts[number]
             begin = first - (self._ends[number] - part.count)
@@ -157,7 +157,7 @@ class StoredTokens:
         """Read ``count`` numbers of a part from its token offset ``first``, as they are in the file."""
         wanted, offset = count * part.dtype.itemsize, part.offset + first * part.dtype.itemsize
         try:
-            file = retried(lambda: self._open(part.path))
+            file = self._open(part.path)
             content = _read_some(file, wanted, offset)
             while len(content) < wanted:
                 more = _read_some(file, wanted - len(content), offset + len(content))
@@ -186,6 +186,10 @@ class _OpenFile:
     def size(self) -> int:
         """The size in bytes."""
         return os.fstat(self.descriptor).st_size
+
+
+def _opened(path: Path) -> _OpenFile:
+    return retried(lambda: _OpenFile(path))
 
 
 def _read_some(file: _OpenFile, wanted: int, offset: int) -> bytes:

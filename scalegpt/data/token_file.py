@@ -95,6 +95,11 @@ class TokenFile:
             self._scanned.extend(_scan(self.tokens.parts, progress))
         return self._scanned
 
+    def recall(self, found: Sequence[Scanned]) -> None:
+        """Take what an earlier :meth:`scanned` found, in place of reading the files."""
+        assert len(found) == len(self.tokens.parts)
+        self._scanned[:] = found
+
     @property
     def digest(self) -> str:
         """The digest of all tokens (:func:`~.sidecar.joined_digest`), in hex; the files are read whole once.

@@ -9,7 +9,8 @@ from pathlib import Path
 from scalegpt.config import DataConfig
 from scalegpt.data.leftovers import make_unfinished, remove_abandoned
 from scalegpt.data.prepare import Progress, survey_reporting
-from scalegpt.data.text.corpus import Corpus, read_pieces
+from scalegpt.data.text.corpus import Corpus
+from scalegpt.data.text.reading import read_documents
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
 from scalegpt.data.tokenizers.base import END_OF_TEXT
 from scalegpt.data.tokenizers.cutting import cut_place
@@ -103,7 +104,7 @@ def _check_free(out: Path) -> None:
 def _parts(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
     before = 0
     for source in corpus.sources:
-        for text, read in read_pieces(source):
+        for text, read, _ in read_documents(source):
             first = 0
             while first < len(text):
                 part = text[first : first + _PART_CHARACTERS]

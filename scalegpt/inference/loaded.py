@@ -1,17 +1,18 @@
 """A loaded model, with methods that continue prompts and score texts."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.config import DataConfig
 from scalegpt.config.inference import EvaluationSettings
+from scalegpt.config.run import READING
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.data.prepare import split_inputs
 from scalegpt.data.prepared import prepared_at
 from scalegpt.data.sidecar import SPLITS
 from scalegpt.data.tokenizers import Tokenizer
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, nearest
 from scalegpt.inference.continuations import Part, Request, continue_prompts
 from scalegpt.inference.evaluation import Evaluation, Progress, evaluate, mean_of, part_of
 from scalegpt.inference.texts import Text, text_of_files, text_of_split, tokens_of_folder, tokens_of_run
@@ -20,7 +21,6 @@ from scalegpt.model.gpt import GPT
 from scalegpt.text import one_line, shown
 
 DEFAULTS = SamplingSettings()
-READING = DataConfig()
 
 
 class LoadedModel(NamedTuple):
@@ -106,10 +106,8 @@ class LoadedModel(NamedTuple):
         split: str | None = None,
         stride: int | None = None,
         micro_batch: int = 8,
-        encoding: str = READING.encoding,
-        as_text: bool = READING.as_text,
-        follow_links: bool = READING.follow_links,
         progress: Progress | None = None,
+        **reading: Any,
     ) -> Evaluation:
         """Score how well the model predicts a text, or a split of prepared tokens.
 
@@ -120,10 +118,8 @@ class LoadedModel(NamedTuple):
             stride: tokens between the starts of two windows, from 1 to ``block_size``; None: ``block_size``. A smaller
                 stride gives tokens more context, and takes longer.
             micro_batch: windows computed at once.
-            encoding: the encoding of text files; ``auto`` detects each file's.
-            as_text: read JSON, CSV, HTML and the like as they are written, and folders that are mostly such data.
-            follow_links: follow symbolic links that leave a folder of text.
             progress: called with the share of the text that has been read, and the number of tokens scored.
+            reading: how text is read: the settings :data:`~scalegpt.config.run.READING`, as the trainer has them.
 
         Returns:
             The evaluation, with ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes`` and
@@ -135,7 +131,9 @@ class LoadedModel(NamedTuple):
         """
         given = {"stride": stride, "micro_batch": micro_batch}
         settings = EvaluationSettings.from_mapping(given, "evaluate()")
-        reading = {"encoding": encoding, "as_text": as_text, "follow_links": follow_links}
+        for key in reading:
+            if key not in READING:
+                raise InputError(f"evaluate(): unknown key {shown(key)}{nearest(key, READING)}")
         texts = list(self._texts(input_file, split, DataConfig.from_mapping(reading, "evaluate()")))
         found: list[Evaluation] = []
         for text in texts:

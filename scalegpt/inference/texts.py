@@ -15,7 +15,9 @@ from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
 from scalegpt.data.prepared import prepared_at
 from scalegpt.data.shards import TokenSet
-from scalegpt.data.text.corpus import Corpus, Source, read_pieces
+from scalegpt.data.text import reading
+from scalegpt.data.text.corpus import Corpus
+from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.windows.mixture import Mixture, prepare_mixture
 from scalegpt.errors import InputError
@@ -80,26 +82,32 @@ def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: 
             character, or a file has changed.
     """
     corpus = survey_reporting(inputs, settings)
-    return Text(_documents(corpus, tokenizer, first), len(corpus.sources))
+    return Text(_documents(corpus, tokenizer, first), corpus.documents)
 
 
 def _documents(corpus: Corpus, tokenizer: Tokenizer, first: int | None) -> Iterator[Iterator[Piece]]:
     before = 0
     for source in corpus.sources:
-        start = [] if first is None else [Piece(np.array([first]), 0, before / corpus.bytes)]
-        yield chain(start, _encoded(source, tokenizer, before, corpus.bytes))
+        pieces = read_documents(source)
+        for piece in pieces:  # the first one of each document
+            start = [] if first is None else [Piece(np.array([first]), 0, before / corpus.bytes)]
+            yield chain(start, _encoded(source, chain([piece], pieces), tokenizer, before, corpus.bytes))
         before += source.bytes
 
 
-def _encoded(source: Source, tokenizer: Tokenizer, before: int, total: int) -> Iterator[Piece]:
-    """The pieces of a document; ``before`` of the corpus's ``total`` bytes precede it."""
+def _encoded(
+    source: Source, pieces: Iterator[reading.Piece], tokenizer: Tokenizer, before: int, total: int
+) -> Iterator[Piece]:
+    """Encode a document, whose pieces come next; ``before`` of the corpus's ``total`` bytes precede its source."""
     context = ""
-    for text, read in read_pieces(source):
+    for text, read, ends in pieces:
         try:
             ids = tokenizer.encode_after(context, text).astype(np.int64)
         except InputError as error:
             raise InputError(f"input {one_line(source.path)}: {error}") from None
         yield Piece(ids, len(text.encode()), (before + read) / total)
+        if ends:
+            return
         context = text
 
 

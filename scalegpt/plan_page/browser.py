@@ -35,7 +35,7 @@ _WHERE = "page"
 _MACHINE = frozenset(MachineConfig.settings())
 _RUN = frozenset(key for section in SECTIONS.values() for key in section.settings())
 _HF, _NAME = "hf", "hf_name"
-"""The keys of a Hugging Face ``config.json``, as its text, and of the model's name."""
+"""The keys, in a request, of the text of a Hugging Face ``config.json`` and of the model's name."""
 
 KNOWN = frozenset({"preset", _HF, _NAME}) | _MACHINE | _RUN
 """The keys of a request."""
@@ -195,7 +195,7 @@ def _used(given: Answer) -> dict[str, str]:
 
 
 def _command(values: Mapping[str, str]) -> str:
-    """The command that asks the same in a terminal."""
+    """The command that makes the same plan in a terminal."""
     flags = {**values, _HF: f"{_folder(values)}/config.json"} if _HF in values else dict(values)
     flags.pop(_NAME, None)
     return shlex.join(["scalegpt", "plan", *(word for key, value in flags.items() for word in (f"--{key}", value))])

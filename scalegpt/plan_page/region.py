@@ -23,7 +23,8 @@ def what_fits(given: Answer) -> str:
         table.add(escape(layout(row.layout)), *(_cell(given, row, micro) for micro in sizes))
     return section(
         "What fits",
-        "<p>Each layout with each micro batch, for the same sequences on each GPU in a step, within the safety margin of "
+        "<p>Which micro batches fit with each layout, for the same sequences on each GPU in a step and within the "
+        "safety margin of "
         f"{100 * given.question.margin:g}%.</p>",
         table.draw(),
         '<p class="soft">yes: fits without recompute. selective, full: fits with that recompute. no: does not fit. '

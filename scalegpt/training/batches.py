@@ -20,7 +20,7 @@ from scalegpt.planner.batches import BatchPlan
 
 
 class TrainingBatches:
-    """The micro batches that this rank trains on, step by step.
+    """The micro batches of this rank, step by step.
 
     Args:
         tokens: the training tokens of each source.

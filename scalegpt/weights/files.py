@@ -25,7 +25,7 @@ from scalegpt.text import shown
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 INDEX = ".index.json"
-"""The ending of the name of the index, the file that says which shard holds which tensor."""
+"""The index says which shard holds which tensor. Its file name has this ending."""
 
 INDEX_LIMIT = 64 << 20
 """The largest index that is read, in bytes: about half a million tensors."""

@@ -18,7 +18,7 @@ import tokenizer_samples as samples
 from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare, prepare_again, prepare_cached
 from scalegpt.data.shards import open_tokens
-from scalegpt.data.text import corpus, decoding
+from scalegpt.data.text import packed, reading
 from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, load_tokenizer
 from scalegpt.data.tokenizers.export import tokenizer_files
 from scalegpt.errors import InputError
@@ -94,8 +94,8 @@ def test_several_tokens_are_refused(tok: Path) -> None:
 def test_every_document_begins_with_it_and_no_second_half_does(
     number: int, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 700)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 700)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     folder, tokenizer = tmp_path / "texts", load_tokenizer(str(tok))
     folder.mkdir()
     for each in range(number):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from scalegpt.data.text import guessing
-from scalegpt.data.text.corpus import read_pieces, survey
+from scalegpt.data.text.corpus import survey
 from scalegpt.data.text.decoding import UnusableTextError
+from scalegpt.data.text.reading import read_documents
 from scalegpt.errors import InputError
 
 TEXTS = {
@@ -122,12 +123,12 @@ def test_a_byte_order_mark_is_believed(tmp_path: Path) -> None:
         assert "UTF-8, cut inside its last character" in refusal(path, codecs.BOM_UTF8 + b"caf\xc3", encoding)
     path.write_bytes(codecs.BOM_UTF8 + "déjà\n".encode())
     (source,) = survey([path], "auto").sources
-    assert (source.encoding, [text for text, _ in read_pieces(source)]) == ("utf-8", ["déjà\n"])
+    assert (source.encoding, [piece.text for piece in read_documents(source)]) == ("utf-8", ["déjà\n"])
     for mark, codec in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         whole = mark + TEXTS["Russian"].encode(codec)
         path.write_bytes(whole)
         (source,) = survey([path], "auto").sources
-        assert "".join(text for text, _ in read_pieces(source)) == TEXTS["Russian"]
+        assert "".join(piece.text for piece in read_documents(source)) == TEXTS["Russian"]
         assert "has the byte order mark of utf-16 and is not utf-16" in refusal(path, whole[:-1], "auto")
         assert "--encoding utf-16" in refusal(path, whole, "utf-8")
 

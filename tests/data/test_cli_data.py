@@ -7,6 +7,7 @@ import pytest
 from scalegpt.cli import data as command
 from scalegpt.cli.main import main
 from scalegpt.errors import InputError
+from token_files import write_datatrove, write_llmc, write_megatron
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_help_shows_an_example_first(capsys):
         (["prepare", "x", "--out", "y", "--tokenizer", "bite"], "did you mean byte"),
         (["prepare", "x", "--out", "y", "--val_fraction", "2"], "val_fraction must be less than 1"),
         (["prepare", "missing.txt", "--out", "y"], "does not exist"),
-        (["inspect", "missing"], "not a folder of prepared tokens"),
+        (["inspect", "missing"], "input missing does not exist"),
     ],
 )
 def test_bad_input(words, message):
@@ -109,8 +110,57 @@ def test_no_torch_in_the_data_package():
     code = (
         "import sys\n"
         "from scalegpt.data import prepare, shards, tokenizers, writer\n"
-        "from scalegpt.data.text import corpus\nfrom scalegpt.data.windows import mixture\n"
+        "from scalegpt.data.text import corpus\n"
+        "from scalegpt.data.windows import mixture\n"
         "tokenizers.make_tokenizer('gpt2').encode('x')\n"
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def inspected(capsys, *words):
+    """What inspect says in words, and its JSON."""
+    capsys.readouterr()
+    assert command.main(["inspect", *words]) == 0
+    shown = capsys.readouterr().out
+    assert command.main(["inspect", *words, "--json"]) == 0
+    return shown, json.loads(capsys.readouterr().out)
+
+
+def test_inspect_says_what_tokens_of_other_programs_are(tmp_path, capsys):
+    documents = [[97 + number % 26] * 9 + [256] for number in range(40)]
+    prefix = str(write_megatron(tmp_path / "my_document", [[each] for each in documents]))
+    shown, facts = inspected(capsys, prefix)
+    assert "tokenizer        unknown; give it with --tokenizer" in shown
+    assert "ids              97 to 256\n" in shown
+    assert (facts["format"], facts["train_tokens"], facts["documents"]) == ("Megatron", 400, 40)
+    shown, facts = inspected(capsys, prefix, "--tokenizer", "byte")
+    assert "97 to 256, 0 outside the vocabulary, 40 end a document" in shown
+    assert "the last 40 tokens held out, from a document's start on" in shown
+    assert facts["train_text"].startswith("aaaaaaaaa")
+    assert [each["tokens"] for each in facts["files"]] == [400]
+    write_llmc(tmp_path / "a.bin", [15496, 995, 50256] * 10)
+    _, facts = inspected(capsys, str(tmp_path / "a.bin"))
+    assert (facts["tokenizer"], facts["train_text"][:11]) == ("gpt2", "Hello world")
+
+
+def test_inspect_counts_ids_outside_the_vocabulary(tmp_path, capsys):
+    path = write_datatrove(tmp_path / "a.ds", [[1, 2, 300, 70_000, 5]] * 10, "some tokenizer", 4)
+    shown, facts = inspected(capsys, str(path))
+    assert "'some tokenizer'; give it with --tokenizer" in shown
+    assert (facts["smallest_id"], facts["largest_id"], facts["ids_outside_vocabulary"]) == (1, 70_000, None)
+    capsys.readouterr()
+    with pytest.raises(InputError, match=r"a\.ds has 20 ids outside the vocabulary of 257"):
+        command.main(["inspect", str(path), "--tokenizer", "byte"])
+    assert "20 outside the vocabulary" in capsys.readouterr().out
+
+
+def test_inspect_says_what_a_text_is(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"content": "some words"}\n' * 30)
+    shown, facts = inspected(capsys, str(tmp_path / "a.jsonl"))
+    assert "1 × JSON Lines, field 'content'" in shown
+    assert (facts["documents"], facts["text_bytes"], facts["text"]) == (30, 300, "some words")
+    (tmp_path / "b.txt").write_text("plain")
+    shown, facts = inspected(capsys, str(tmp_path))
+    assert facts["forms"] == {"JSON Lines, field 'content'": 1, "plain text": 1}
+    assert facts["documents"] == 31

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalegpt.data.text import corpus, decoding
-from scalegpt.data.text.corpus import read_pieces, survey
+from scalegpt.data.text import packed, reading
+from scalegpt.data.text.corpus import survey
 from scalegpt.data.text.diagnosis import diagnose
 from scalegpt.data.text.documents import find_documents
 from scalegpt.data.text.encodings import codec_name
+from scalegpt.data.text.reading import read_documents
 from scalegpt.data.tokenizers import cutting, make_tokenizer
 from scalegpt.data.tokenizers.cutting import cut_place
 from scalegpt.errors import InputError
@@ -85,7 +86,7 @@ def test_a_named_file_that_is_not_text(tmp_path, content, words):
 
 
 def test_offsets_behind_the_first_chunk_and_a_byte_order_mark(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 7)
     path = tmp_path / "file.txt"
     path.write_bytes(codecs.BOM_UTF8 + "aéé".encode() * 10 + b"\xff")
     with pytest.raises(InputError, match=r"UTF-8, broken at byte offset 53 \(0xff\)"):
@@ -140,11 +141,11 @@ def test_spellings_of_an_encoding_are_one():
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp1252", "shift_jis", "iso2022_jp", "utf-7"])
 def test_any_codec_reads_its_own_text(tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 5)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 5)
     text = "café\n" * 9 if encoding == "cp1252" else "日本語 text\n" * 9
     path = write(tmp_path, {"a.txt": text.encode(encoding)}) / "a.txt"
     (source,) = survey([path], encoding).sources
-    assert "".join(piece for piece, _ in read_pieces(source)) == text
+    assert "".join(piece.text for piece in read_documents(source)) == text
 
 
 def test_bytes_that_the_given_encoding_lacks(tmp_path):
@@ -182,7 +183,7 @@ JAPANESE = "すべての人間は、生まれながらにして自由であり�
 def test_detection_reads_the_text_right(tmp_path, text, encoding):
     path = write(tmp_path, {"a.txt": text.encode(encoding)}) / "a.txt"
     (source,) = survey([path], "auto").sources
-    assert "".join(piece for piece, _ in read_pieces(source)) == text
+    assert "".join(piece.text for piece in read_documents(source)) == text
 
 
 def test_detection_sees_the_whole_file(tmp_path):
@@ -202,7 +203,7 @@ def test_divine_comedy():
     with pytest.raises(InputError, match=r"divine_comedy.* ISO-8859-1 .*--encoding latin-1, or --encoding auto"):
         survey([COMEDY], "utf-8")
     (source,) = survey([COMEDY], "auto").sources
-    text = "".join(piece for piece, _ in read_pieces(source))
+    text = "".join(piece.text for piece in read_documents(source))
     assert text == COMEDY.read_bytes().decode("latin-1")
     for word in ("ché la diritta via", "Tant' è amara", "più", "così", "virtù", "può"):
         assert word in text
@@ -218,10 +219,10 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
     (source,) = survey([path], "utf-8").sources
     path.write_text("after!")
     with pytest.raises(InputError, match="changed while"):
-        list(read_pieces(source))
+        list(read_documents(source))
     path.unlink()
     with pytest.raises(InputError, match="any more"):
-        list(read_pieces(source))
+        list(read_documents(source))
 
 
 @given(before=DELICATE, after=DELICATE)
@@ -245,24 +246,25 @@ def test_cut_places():
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", " "])
 def test_pieces_of_a_real_text(tmp_path, monkeypatch, line_end):
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 2000)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 999)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 2000)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 999)
     text = Path(codecs.__file__).read_text(encoding="utf-8").replace("\n", line_end)
     path = write(tmp_path, {"a.txt": text}) / "a.txt"
     (source,) = survey([path], "utf-8").sources
-    pieces = list(read_pieces(source))
-    assert "".join(piece for piece, _ in pieces) == text
+    pieces = list(read_documents(source))
+    assert "".join(piece.text for piece in pieces) == text
     assert len(pieces) > 10
-    assert max(len(piece) for piece, _ in pieces) < 4000
-    assert pieces[-1][1] == source.bytes
+    assert max(len(piece.text) for piece in pieces) < 4000
+    assert pieces[-1].read == source.bytes
+    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     gpt2 = make_tokenizer("gpt2")
-    assert np.concatenate([gpt2.encode(piece) for piece, _ in pieces]).tolist() == gpt2.encode(text).tolist()
+    assert np.concatenate([gpt2.encode(piece.text) for piece in pieces]).tolist() == gpt2.encode(text).tolist()
 
 
 def test_text_without_a_place_is_cut_at_the_hard_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 100)
     monkeypatch.setattr(cutting, "HARD_LIMIT_CHARACTERS", 400)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 50)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 50)
     path = write(tmp_path, {"a.txt": "x" * 1000}) / "a.txt"
     (source,) = survey([path], "utf-8").sources
-    assert [len(piece) for piece, _ in read_pieces(source)] == [400, 400, 200]
+    assert [len(piece.text) for piece in read_documents(source)] == [400, 400, 200]

@@ -11,6 +11,7 @@ import pytest
 
 from scalegpt.data.text.corpus import survey
 from scalegpt.data.text.documents import FoundDocuments, find_documents
+from scalegpt.data.text.ignoring import Selection
 from scalegpt.errors import InputError
 
 IS_ROOT = os.geteuid() == 0
@@ -36,7 +37,7 @@ def test_links_that_leave_the_folder_are_counted_and_followed_only_on_request(tm
     assert names(found) == ["a.txt"]
     assert str(found.skipped) == "2 link out of the folder (such as all)"
     # The folder comes first, so the link to one of its files adds nothing.
-    assert names(find_documents([tmp_path / "in"], follow_links=True)) == ["a.txt", "all/b.txt", "all/c.txt"]
+    assert names(find_documents([tmp_path / "in"], Selection(follow_links=True))) == ["a.txt", "all/b.txt", "all/c.txt"]
 
 
 def test_a_link_to_what_another_input_names_needs_no_word(tmp_path: Path) -> None:
@@ -132,20 +133,6 @@ def check_what_another_user_reads(tmp_path: Path) -> None:
     assert inside == "['a.txt'] 3 unreadable (such as closed)"
     assert shut == f"input {tmp_path}/shut cannot be read: Permission denied; make it readable"
     assert locked == f"input {tmp_path}/in/locked.txt cannot be read: Permission denied"
-
-
-@pytest.mark.parametrize(
-    "files", [("dataset_info.json", "state.json", "data-00000-of-00001.arrow"), ("dataset_dict.json",)]
-)
-def test_a_saved_data_set_is_refused_where_it_lies(tmp_path: Path, files: tuple[str, ...]) -> None:
-    write(tmp_path, *(f"set/{name}" for name in files), "README.md")
-    with pytest.raises(InputError, match="set is a data set saved by Hugging Face datasets"):
-        survey([tmp_path / "set"], "utf-8")
-    with pytest.raises(InputError, match=r"folder set is a data set saved by Hugging Face.*--as_text true"):
-        survey([tmp_path], "utf-8")
-    found = survey([tmp_path], "utf-8", as_text=True)
-    assert [source.name for source in found.sources] == ["README.md"]
-    assert found.skipped.counts == {"saved data set": 1}
 
 
 def test_folders_of_tokens_are_counted(tmp_path: Path) -> None:

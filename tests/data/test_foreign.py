@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
-from scalegpt.data.foreign.given import found_at, open_given
+from scalegpt.data.foreign.given import found_at, open_for, open_given
 from scalegpt.data.foreign.opening import MOST_VAL_TOKENS, open_found, tokenizer_setting
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
@@ -358,7 +358,18 @@ def test_our_own_folder_is_ours_whatever_its_first_tokens_are(tmp_path: Path) ->
     np.arange(10, dtype="<u2").tofile(tmp_path / "val.bin")
     np.arange(10, dtype="<u2").tofile(tmp_path / "train.bin")
     (tmp_path / "x.bin").unlink()
-    assert open_given(tmp_path, BYTES).digest == open_tokens(tmp_path).digest
+    assert open_given(tmp_path, DataConfig()).digest == open_tokens(tmp_path).digest
+
+
+def test_nanogpts_folder_is_of_the_tokenizer_that_is_named(tmp_path: Path) -> None:
+    ids = np.arange(100_000, 100_010, dtype="<u4")
+    for split in ("train", "val"):
+        ids.tofile(tmp_path / f"{split}.bin")
+    assert open_given(tmp_path, DataConfig()).tokenizer.kind == "gpt2"
+    assert open_given(tmp_path, BYTES).train.tolist() == ids.view("<u2").tolist()
+    wide = make_tokenizer("byte")
+    wide.vocab_size = 128_256
+    assert open_for(tmp_path, wide).train.tolist() == ids.tolist()
 
 
 def test_token_files_inside_a_folder_of_text_are_skipped(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from scalegpt.data.text import formats
 from scalegpt.data.text.corpus import survey
-from scalegpt.data.text.formats import HEAD_BYTES, recognise
+from scalegpt.data.text.formats import HEAD_BYTES, PACKED, recognise
+from scalegpt.data.text.records.table import READERS
 from scalegpt.errors import InputError
 
 RECORDS = [{"text": f"number {number}, and so on", "label": number} for number in range(20)]
@@ -57,9 +58,10 @@ FORMATS = [
     ("d.txt", "\ufeff".encode() + LINES, "JSON Lines"),
     ("d.txt", LINES.decode().encode("utf-16"), "JSON Lines"),
     ("d.jsonl", b'["a list", "of words"]\n', "JSON Lines"),
-    ("d.json", json.dumps(RECORDS).encode(), "JSON"),
-    ("d.txt", json.dumps(RECORDS, indent=1).encode(), "JSON"),
+    ("d.json", json.dumps(RECORDS).encode(), "JSON array"),
+    ("d.txt", json.dumps(RECORDS, indent=1).encode(), "JSON array"),
     ("d.json", b'{"a": 1}', "JSON"),
+    ("d.json", b'a": 1}, {"b": 2}]', "JSON"),
     ("d.ipynb", b'{\n "cells": []\n}', "JSON"),
     ("d.csv", ROWS, "CSV"),
     ("d.txt", ROWS, "CSV"),
@@ -110,6 +112,8 @@ def test_formats_are_named(tmp_path: Path, name: str, content: bytes, found: str
     known = recognise(name, content)
     assert known is not None
     assert known.name == found
+    if known.name in READERS or known in PACKED:
+        return
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"{name} is (binary \()?{found}") as caught:
@@ -136,6 +140,7 @@ def test_formats_are_named(tmp_path: Path, name: str, content: bytes, found: str
         ("a.gz", b"plain text that somebody called so\n"),
         ("a.txt", b"<html is mentioned here, and that is all\n"),
         ("a.txt", b"Ein Satz; noch einer; und ein dritter.\n" * 9),
+        ("a.txt", b"{} is the empty set, they say\n"),
         ("a.txt", b"a"),
         ("a.txt", b"\n\n"),
     ],
@@ -153,52 +158,91 @@ def test_a_record_longer_than_what_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_on_request_records_and_markup_are_read_as_they_are(tmp_path: Path) -> None:
-    for name, content in (("d.jsonl", LINES), ("d.csv", ROWS), ("d.html", PAGE)):
+    for name, content in (("d.jsonl", LINES), ("d.csv", ROWS), ("d.html", PAGE), ("d.gz", gzip.compress(LINES))):
         (tmp_path / name).write_bytes(content)
-        assert survey([tmp_path / name], "utf-8", as_text=True).bytes == len(content)
-    (tmp_path / "d.gz").write_bytes(gzip.compress(LINES, mtime=0))
-    with pytest.raises(InputError, match="is gzip"):
-        survey([tmp_path / "d.gz"], "utf-8", as_text=True)
+        (source,) = survey([tmp_path / name], "utf-8", as_text=True).sources
+        assert (source.bytes, source.documents, source.form) == (len(content), 1, None)
+    (tmp_path / "d.zip").write_bytes(zipped("a.txt"))
+    with pytest.raises(InputError, match="is zip"):
+        survey([tmp_path / "d.zip"], "utf-8", as_text=True)
 
 
-def test_a_folder_of_code_keeps_its_small_data(tmp_path: Path) -> None:
+def test_a_folder_of_code_goes_on_without_its_small_data(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("print('hello')\n" * 40)
     (tmp_path / "package.json").write_text(json.dumps({"name": "x" * 900}))
     (tmp_path / "data.csv").write_bytes(b"a,b\n1,2\n")
     (tmp_path / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0" + bytes(99_999))
     found = survey([tmp_path], "utf-8")
+    assert [source.name for source in found.sources] == ["main.py", "package.json"]
+    assert str(found.skipped) == "1 CSV without a field text or content (data.csv), 1 image (logo.png)"
+    found = survey([tmp_path], "utf-8", as_text=True)
     assert [source.name for source in found.sources] == ["data.csv", "main.py", "package.json"]
     assert str(found.read_as_written) == "1 CSV (data.csv)"
-    assert str(found.skipped) == "1 image (logo.png)"
+
+
+OTHER_ROWS = b"name,label\n" + b"some words,7\n" * 20
 
 
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        ({"train.jsonl": LINES}, r"1 JSON Lines \(train\.jsonl\)"),
-        ({"a.csv": ROWS, "b.csv": ROWS}, r"2 CSV \(such as a\.csv\)"),
-        ({"a.json": json.dumps(RECORDS).encode()}, r"1 JSON \(a\.json\)"),
-        ({"data/0.parquet": b"PAR1" + bytes(5000), "data/1.parquet": b"PAR1" + bytes(5000)}, "2 Parquet"),
-        ({"a.txt.gz": gzip.compress(bytes(range(256)) * 9, mtime=0)}, "1 gzip"),
+        (
+            {"train.jsonl": b'{"body": "some words"}\n' * 20},
+            r"1 JSON Lines without a field text or content \(train\.jsonl\)",
+        ),
+        ({"a.csv": OTHER_ROWS, "b.csv": OTHER_ROWS}, r"2 CSV without a field text or content \(such as a\.csv\)"),
+        ({"a.json": json.dumps(RECORDS).replace("text", "body").encode()}, r"1 JSON array without .* \(a\.json\)"),
+        ({"data/0.parquet.gz": gzip.compress(b"PAR1" + bytes(range(256)) * 9)}, "1 Parquet in gzip"),
+        ({"a.zip": zipped("a.txt") * 9}, "1 zip"),
         ({"1.html": PAGE * 20, "2.html": PAGE * 20}, "2 HTML"),
         ({"book.pdf": b"%PDF-1.7\n" + b"x" * 5000}, "1 PDF"),
     ],
 )
-def test_a_folder_that_is_mostly_data_is_refused(tmp_path: Path, files: dict[str, bytes], named: str) -> None:
+def test_a_folder_that_is_mostly_unread_is_refused(tmp_path: Path, files: dict[str, bytes], named: str) -> None:
     (tmp_path / "README.md").write_text("What this is.\n")
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"most of folder .* is not plain text: .*{named}.*--as_text true"):
+    with pytest.raises(
+        InputError, match=rf"most of folder .* is not plain text and is not read: .*{named}.*--as_text true"
+    ):
         survey([tmp_path], "utf-8")
     readable = [name for name in files if name.endswith(("jsonl", "csv", "json", "html"))]
     found = survey([tmp_path], "utf-8", as_text=True)
     assert [source.name for source in found.sources] == sorted(["README.md", *readable])
 
 
+def test_a_folder_that_is_mostly_records_is_read(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("What this is.\n")
+    (tmp_path / "train.jsonl").write_bytes(LINES)
+    (tmp_path / "more.csv").write_bytes(ROWS)
+    (tmp_path / "some.jsonl.gz").write_bytes(gzip.compress(LINES))
+    found = survey([tmp_path], "utf-8")
+    assert [(source.name, source.documents) for source in found.sources] == [
+        ("README.md", 1), ("more.csv", 20), ("some.jsonl.gz", 20), ("train.jsonl", 20),
+    ]  # fmt: skip
+    assert not found.read_as_written.counts
+
+
+def test_a_packed_form_that_is_not_read_is_named(tmp_path: Path) -> None:
+    for name, content, what in (
+        ("a.tar.gz", tarred(), "tar in gzip, not plain text; unpack it first"),
+        ("a.txt.gz", gzip.compress(b"text"), "gzip in gzip, not plain text"),
+        ("a.html.gz", PAGE, "HTML, not plain text; write its text without the tags to a .txt file, or use --as_text"),
+        ("a.gz", b"\0\1\2", "binary, not text"),
+        ("a.csv.gz", b"a,b\n1,2\n", "CSV without a field text or content"),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        with pytest.raises(InputError, match=what):
+            survey([tmp_path / name], "utf-8")
+    (tmp_path / "a.txt.gz").write_bytes(b"\x1f\x8b\x08 cut")
+    with pytest.raises(InputError, match=r"a\.txt\.gz is damaged gzip"):
+        survey([tmp_path / "a.txt.gz"], "utf-8")
+
+
 def test_a_mixed_folder_says_what_it_skips(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text " * 2000)
-    (tmp_path / "b.parquet").write_bytes(b"PAR1" + bytes(99))
+    (tmp_path / "b.zip").write_bytes(zipped("b"))
     (tmp_path / "c.npy").write_bytes(array())
     found = survey([tmp_path], "utf-8")
-    assert str(found.skipped) == "1 NumPy array (c.npy), 1 Parquet (b.parquet)"
+    assert str(found.skipped) == "1 NumPy array (c.npy), 1 zip (b.zip)"

@@ -14,8 +14,8 @@ from scalegpt.data import prepare as module
 from scalegpt.data import writer
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.split import choose_split
-from scalegpt.data.text import corpus, decoding
-from scalegpt.data.text.corpus import Source
+from scalegpt.data.text import packed, reading
+from scalegpt.data.text.reading import Source
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 
@@ -114,8 +114,8 @@ def test_default_share_is_a_tenth_and_at_most_eight_megabytes():
 
 
 def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 1000)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     seen = []
     tokens = prepare(
         [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total: seen.append((done, total))

@@ -15,7 +15,7 @@ from scalegpt.data import prepare as module
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.stored import StoredTokens
-from scalegpt.data.text import corpus, decoding
+from scalegpt.data.text import packed, reading
 from scalegpt.data.tokenizers import HFTokenizer, dtype_for, huggingface, load_tokenizer
 from scalegpt.data.windows.sampler import WindowSampler, cut_windows
 from scalegpt.errors import InputError, RunError
@@ -44,8 +44,8 @@ def texts(tmp_path: Path) -> Path:
 def test_documents_are_encoded_whole_and_end_with_the_token(
     kind: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 700)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 700)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     folder = samples.write(kind, tmp_path / kind)
     tokens = prepare([texts], tmp_path / "out", DataConfig(tokenizer=str(folder), val_fraction=0.2))
     tokenizer = load_tokenizer(str(folder))
@@ -60,8 +60,8 @@ def test_documents_are_encoded_whole_and_end_with_the_token(
 
 
 def test_threads_give_the_ids_of_one_thread(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 700)
-    monkeypatch.setattr(decoding, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 700)
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     folder, found = samples.write("llama2_like", tmp_path / "tok"), []
     for cores in (1, 8):
         monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)

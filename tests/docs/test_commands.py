@@ -4,6 +4,7 @@ Commands in blocks that need neither a launcher nor hours are run, training ones
 the launchers; benchmarks take minutes, so that their flags alone are compared with their sources.
 """
 
+import gzip
 import io
 import json
 import re
@@ -158,6 +159,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None)
     Path("data").mkdir()
     for name in ("my_text.txt", "your_text.txt", "data/one.txt"):
         Path(name).write_text("a text to train on, line by line\n" * 200, encoding="utf-8")
+    lines = "".join(json.dumps({"doc": {"text": f"the text of record {number}"}}) + "\n" for number in range(100))
+    Path("dump.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    Path("my_code").mkdir()
+    Path("my_code/main.c").write_text("int main(void) { return 0; }\n" * 200, encoding="utf-8")
     Path("my_notes.yaml").write_text("model: {n_layer: 2}\n", encoding="utf-8")
     Path("models/Llama-3.2-1B").mkdir(parents=True)
     Path("models/Llama-3.2-1B/config.json").write_text(json.dumps(PUBLIC["Llama-3.2-1B"].config), encoding="utf-8")

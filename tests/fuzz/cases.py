@@ -13,7 +13,7 @@ from fuzz.material import CATALOGUE, CONFIG, SHAPE, TRAINING, as_yaml, flags
 from scalegpt.cli.sample import SampleSettings
 from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.machine import MachineConfig
-from scalegpt.config.run import SECTIONS
+from scalegpt.config.run import READING, SECTIONS
 
 SETTINGS = sorted({key for section in SECTIONS.values() for key in section.settings()})
 FIELDS = {
@@ -24,6 +24,9 @@ FIELDS = {
 MODEL = sorted(SECTIONS["model"].settings())
 ENDLESS = {"max_minutes", "sample_tokens", "compile", "step_timeout", "first_step_timeout"}
 """Settings that may make a training run take very long, or end its process on a busy machine."""
+
+OTHERS = ("llmc", "meg", "trove")
+"""Folders of token files of other programs."""
 
 
 @dataclass
@@ -140,7 +143,7 @@ def data_line(rng: random.Random) -> Case:
         return Case(_shaken(rng, ["data", "ledger", path(rng), "--steps", any_value(rng)]))
     words = ["data", "prepare", rng.choice(("text.txt", path(rng))), *flag(rng, "out", rng.choice(("out", path(rng))))]
     words += ["--tokenizer", "byte"] if rng.random() < 0.7 else []
-    words += some_flags(rng, ["tokenizer", "encoding", "val_fraction"], 1) if rng.random() < 0.7 else []
+    words += some_flags(rng, ["tokenizer", "val_fraction", *READING], 1) if rng.random() < 0.7 else []
     return Case(_shaken(rng, words), writes=("--out",))
 
 
@@ -165,7 +168,7 @@ def sample_line(rng: random.Random) -> Case:
 
 
 def eval_line(rng: random.Random) -> Case:
-    keys = [*EvaluationSettings.settings(), "split", "encoding", "as_text", "follow_links", "input_file"]
+    keys = [*EvaluationSettings.settings(), "split", *READING, "input_file"]
     words = ["eval", rng.choice(("runs/tiny", path(rng)))]
     words += flag(rng, "input_file", rng.choice(("text.txt", "prep", path(rng)))) if rng.random() < 0.7 else []
     return Case(_shaken(rng, [*words, *some_flags(rng, keys, 2)]))
@@ -269,11 +272,12 @@ def measurements(rng: random.Random) -> Case:
 
 
 def prepared(rng: random.Random) -> Case:
-    folder = Path(rng.choice(("prep", "prep", "nano")))
+    folder = Path(rng.choice(("prep", "prep", "nano", *OTHERS)))
     values.damage_folder(rng, folder)
+    named = ["--tokenizer", "byte"] if folder.name in OTHERS and rng.random() < 0.9 else []
     if rng.random() < 0.1:
-        return train_line(rng, ["--input_file", str(folder)])
-    return Case(["data", "inspect", str(folder), *rng.choice(([], ["--json"]))])
+        return train_line(rng, ["--input_file", str(folder), *named])
+    return Case(["data", "inspect", str(folder), *named, *rng.choice(([], ["--json"]))])
 
 
 def run_folder(rng: random.Random) -> Case:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scalegpt.cli.main import main
+from token_files import write_datatrove, write_llmc, write_megatron
 
 SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8}
 
@@ -89,6 +90,13 @@ def make(folder: Path) -> None:
         "itos": {n: chr(200 + n) for n in range(60)},
     }
     Path("nano/meta.pkl").write_bytes(pickle.dumps(meta))
+    for name in ("llmc", "meg", "trove"):
+        Path(name).mkdir()
+    documents = [[*range(number, number + 12), 256] for number in range(1, 40)]
+    write_llmc(Path("llmc/x_train.bin"), [token for document in documents for token in document])
+    write_llmc(Path("llmc/x_val.bin"), [token for document in documents for token in document])
+    write_megatron(Path("meg/a_document"), [[document] for document in documents])
+    write_datatrove(Path("trove/0.ds"), documents)
     _must("data", "prepare", "text.txt", "--out", "prep", "--tokenizer", "byte")
     _must("train", *flags(**SHAPE, **TRAINING), "--input_file", "prep", "--model_name", "tiny")
     Path("cache").mkdir(exist_ok=True)

@@ -176,15 +176,15 @@ def test_a_file_of_that_name_here_comes_before_ours(
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ({"train_micro_batch_size_per_gpu": 5}, ("train_micro_batch_size_per_gpu at 5", "--micro_batch makes it 3")),
-        ({"gradient_accumulation_steps": 5}, ("gradient_accumulation_steps at 5", "--tokens_per_step makes it 2")),
-        ({"train_batch_size": 5}, ("train_batch_size at 5", "makes it 24")),
-        ({"gradient_clipping": 0.25}, ("gradient_clipping at 0.25", "--grad_clip makes it 1.0")),
-        ({"bf16": {"enabled": False}}, ("enabled at False", "--precision makes it True")),
-        ({"fp16": {"enabled": True}}, ("enabled at True", "--precision makes it False")),
+        ({"train_micro_batch_size_per_gpu": 5}, ("train_micro_batch_size_per_gpu at 5", "--micro_batch sets it to 3")),
+        ({"gradient_accumulation_steps": 5}, ("gradient_accumulation_steps at 5", "--tokens_per_step sets it to 2")),
+        ({"train_batch_size": 5}, ("train_batch_size at 5", "sets it to 24")),
+        ({"gradient_clipping": 0.25}, ("gradient_clipping at 0.25", "--grad_clip sets it to 1.0")),
+        ({"bf16": {"enabled": False}}, ("enabled at False", "--precision sets it to True")),
+        ({"fp16": {"enabled": True}}, ("enabled at True", "--precision sets it to False")),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
-            ("device at 'cpu'", "--offload makes it none"),
+            ("device at 'cpu'", "--offload sets it to none"),
         ),
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, ("device at 'nvme'", "--offload")),
     ],

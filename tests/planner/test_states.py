@@ -195,7 +195,7 @@ def test_what_each_stage_cuts() -> None:
     run = resolve(flags={**flags_of(MODEL), "precision": "bf16", "backend": "deepspeed", "zero_stage": 1})
     total = count_parameters(MODEL).total
     assert rank_states(run, 8) == {"weights": 2 * total, "gradients": 4 * total, "optimizer": 12 * total / 8}
-    with pytest.raises(InputError, match="precision auto"):
+    with pytest.raises(InputError, match="precision is auto"):
         rank_states(resolve(flags=flags_of(MODEL)), 8)
 
 

@@ -27,7 +27,7 @@ def open_given(path: str | Path, settings: DataConfig) -> TokenSet:
 
     Args:
         path: a folder that :func:`~scalegpt.data.shards.open_tokens` opens, or files of another program.
-        settings: of another program's files, ``tokenizer`` and ``end_of_text`` say which tokenizer made them, and
+        settings: of files that do not say it, ``tokenizer`` and ``end_of_text`` say which tokenizer made them, and
             ``val_fraction`` how many tokens are held out.
 
     Raises:
@@ -35,7 +35,7 @@ def open_given(path: str | Path, settings: DataConfig) -> TokenSet:
     """
     found = found_at(path)
     if found is None:
-        return open_tokens(path)
+        return open_tokens(path, lambda: tokenizer_of(settings.tokenizer, settings.end_of_text))
     return open_found(found, tokenizer_of(settings.tokenizer, settings.end_of_text), settings.val_fraction)
 
 
@@ -47,7 +47,7 @@ def open_for(path: str | Path, tokenizer: Tokenizer) -> TokenSet:
     """
     found = found_at(path)
     if found is None:
-        return open_tokens(path)
+        return open_tokens(path, lambda: tokenizer)
     made = None if found.tokenizer is None else tokenizer_of(tokenizer_setting(found, None), None)
     if made is not None and made.text_digest != tokenizer.text_digest:
         raise InputError(

@@ -1,62 +1,37 @@
-"""Check that files are text, and read them piece by piece in bounded memory.
+"""Survey the files that the user gives: check that they are text, and choose what is read of folders.
 
 If a file that the user named is not text, an error ends the command. Inside a folder, files that are not text are skipped,
-and the number of files skipped is reported for each reason. A folder that is mostly data in other formats is refused.
+and the number of files skipped is reported for each reason. A folder that is mostly data in other formats is refused. A
+record that cannot be read is an error in a folder too, so that no part of a data set goes missing.
 """
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from scalegpt.data.text.decoding import (
-    NotInEncodingError,
-    UnusableTextError,
-    binary,
-    decoded,
-    encoding_instead,
-    unsure,
-)
-from scalegpt.data.text.diagnosis import read_at
-from scalegpt.data.text.documents import SAVED, Document, Tally, find_documents, is_folder, real_path
-from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
-from scalegpt.data.text.formats import HEAD_BYTES, Format, Kind, recognise
+from scalegpt.data.text.decoding import OtherFormError, UnusableTextError
+from scalegpt.data.text.documents import Document, Tally, find_documents, is_folder, real_path
+from scalegpt.data.text.encodings import codec_name
+from scalegpt.data.text.formats import HEAD_BYTES, PACKED, PACKED_SUFFIXES, Format, Kind, recognise
+from scalegpt.data.text.ignoring import Selection
 from scalegpt.data.text.ours import file_of_ours
-from scalegpt.data.tokenizers import code_points
-from scalegpt.data.tokenizers.cutting import cut_place
+from scalegpt.data.text.packed import INSTALL, MissingPackageError, unpacked_head
+from scalegpt.data.text.reading import Opening, Source, examine, unreadable
+from scalegpt.data.text.records.table import READERS, lacks_package
 from scalegpt.errors import InputError
 from scalegpt.storage import NotPlainError, open_plain
 from scalegpt.text import one_line
 
-PIECE_CHARACTERS = 1 << 20
-"""When this many characters are in memory (1 to 4 MB of UTF-8), a piece is cut off at :func:`cut_place`."""
-
 _UNICODE_SIZE = 0x110000
-_Seen = npt.NDArray[np.bool_]
 
+_ALL = Selection()
 
-@dataclass(frozen=True)
-class Source:
-    """A document that has been read once and is text.
-
-    Attributes:
-        path: path of the file.
-        name: path of the file inside the folder that the user named; the file's name if the user named the file.
-        encoding: name of the codec that decodes the file.
-        bytes: size of the file in bytes.
-        sha256: SHA-256 of the file's bytes, in hex.
-    """
-
-    path: Path
-    name: str
-    encoding: str
-    bytes: int
-    sha256: str
+WITHOUT_TEXT = "record without text"
+"""The reason under which records with an empty text are counted."""
 
 
 @dataclass
@@ -66,8 +41,9 @@ class Corpus:
     Attributes:
         encoding: the encoding that the user asked for; with ``auto`` each source has its own.
         sources: the documents, in an order that depends only on names and contents.
-        skipped: numbers of files and folders inside the user's folders that are not read, by reason.
-        read_as_written: numbers of sources in formats of records (JSON Lines, CSV), by format.
+        skipped: numbers of files and folders inside the user's folders, and of records without text, that are not read, by
+            reason.
+        read_as_written: numbers of sources in formats of records (JSON Lines, CSV) that are read as plain text, by format.
         characters: all distinct characters of the text, sorted; None unless they were asked for.
     """
 
@@ -81,6 +57,16 @@ class Corpus:
     def bytes(self) -> int:
         """Size of all sources together, in bytes."""
         return sum(source.bytes for source in self.sources)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents in all sources together."""
+        return sum(source.documents for source in self.sources)
+
+    @property
+    def text_bytes(self) -> int:
+        """Size of the text of all documents together, in bytes of UTF-8."""
+        return sum(source.text_bytes for source in self.sources)
 
 
 @dataclass
@@ -97,13 +83,20 @@ class _Shares:
     bytes: Counter[Kind | None] = field(default_factory=Counter)
     formats: Tally = field(default_factory=Tally)
 
-    def add(self, document: Document, form: Format | None, size: int) -> None:
-        """Count a file that is read, or that is skipped because of its format; ``form`` is None for plain text."""
+    def add(self, document: Document, form: Format | None, size: int, reason: str | None = None) -> None:
+        """Count a file that is read, or that is skipped because of its format.
+
+        Args:
+            document: the file.
+            form: its format; None for plain text, and for records whose field is read.
+            size: its size in bytes.
+            reason: why it is skipped, in a few words; None: it is read.
+        """
         kind = None if form is None else form.kind
         self.files[kind] += 1
         self.bytes[kind] += size
         if form is not None and form.kind is not Kind.OTHER:
-            self.formats.add(form.name, document.name)
+            self.formats.add(reason or form.name, document.name)
 
     @property
     def is_mostly_data(self) -> bool:
@@ -119,46 +112,52 @@ def survey(
     inputs: Sequence[str | Path],
     encoding: str,
     *,
+    text_field: str | None = None,
     want_characters: bool = False,
     as_text: bool = False,
-    follow_links: bool = False,
+    selection: Selection = _ALL,
 ) -> Corpus:
-    """Read every document once: check that it is text, and record its size and SHA-256.
+    """Read every file once: check that it is text, count its documents, and record its size and SHA-256.
 
     Args:
         inputs: files and folders that the user named.
         encoding: the encoding of all files, or ``auto`` to detect each file's.
+        text_field: the field of records (JSON Lines, CSV …) that holds the text; None: ``text``, else ``content``.
         want_characters: also collect all distinct characters, for the vocabulary of a ``char`` tokenizer.
-        as_text: accept named files of records or markup (JSON, CSV, HTML …), and folders that are mostly data; read them
-            as they are written.
-        follow_links: follow symbolic links to targets outside the user's folders.
+        as_text: accept named files of markup (HTML, XML …), and folders that are mostly data; read them, and records, as they
+            are written.
+        selection: which files of folders are read.
 
     Raises:
-        InputError: a named file is not text in that encoding, or a folder has no such text or is mostly other data.
+        InputError: a named file is not text in that encoding, a folder has no such text or is mostly other data, or a record
+            of any file cannot be read.
     """
-    documents, skipped = find_documents(inputs, follow_links=follow_links)
+    documents, skipped = find_documents(inputs, selection)
     corpus = Corpus(codec_name(encoding), skipped=skipped)
     seen = np.zeros(_UNICODE_SIZE, dtype=bool) if want_characters else None
     shares: dict[Path, _Shares] = {}
     for document in documents:
         share = shares.setdefault(document.folder, _Shares()) if document.folder is not None else None
+        look: _Look | None = None
         try:
-            form = _format(document, as_text=as_text)
-            source = _examine(document, corpus.encoding, seen)
+            look = _look(document)
+            opening = _opening(document, look, as_text=as_text)
+            source = examine(document, opening, corpus.encoding, text_field, seen)
         except UnusableTextError as error:
             if share is None:
                 raise
             corpus.skipped.add(error.reason, document.name)
-            if isinstance(error, OtherFormatError):
-                share.add(document, error.form, error.size)
+            if look is not None and isinstance(error, OtherFormError):
+                share.add(document, look.form, look.size, error.reason)
             continue
         corpus.sources.append(source)
+        corpus.skipped.add(WITHOUT_TEXT, document.name, source.empty)
         if share is not None:
-            share.add(document, form, source.bytes)
-            if form is not None and form.kind is Kind.RECORDS:
-                corpus.read_as_written.add(form.name, document.name)
+            share.add(document, None if source.form is not None else look.form, source.bytes)
+            if source.form is None and look.form is not None and look.form.kind is Kind.RECORDS:
+                corpus.read_as_written.add(look.form.name, document.name)
     if not as_text:
-        _check_data_sets(corpus, shares)
+        _check_data_sets(shares)
     _check_folders(inputs, corpus, documents)
     # Sources of equal names are sorted by content, so that the order of the inputs does not matter.
     corpus.sources.sort(key=lambda source: (source.name, source.sha256))
@@ -167,19 +166,15 @@ def survey(
     return corpus
 
 
-def _check_data_sets(corpus: Corpus, shares: dict[Path, _Shares]) -> None:
-    """Refuse data sets saved by Hugging Face datasets, and folders that are mostly data in other formats."""
-    way_out = (
-        "write its text to .txt files, one a document, or use --as_text true to train on its text files as they are"
-    )
-    if SAVED in corpus.skipped.counts:
-        example = one_line(corpus.skipped.examples[SAVED])
-        raise InputError(
-            f"folder {example} is a data set saved by Hugging Face datasets: its text lies in Arrow files; {way_out}"
-        )
+def _check_data_sets(shares: dict[Path, _Shares]) -> None:
+    """Refuse folders that are mostly data in forms that are not read."""
     for folder, share in shares.items():
         if share.is_mostly_data:
-            raise InputError(f"most of folder {one_line(folder)} is not plain text: {share.formats}; {way_out}")
+            raise InputError(
+                f"most of folder {one_line(folder)} is not plain text and is not read: {share.formats}; name the field of "
+                "records with --text_field, leave files out with --exclude, or use --as_text true to train on its text files "
+                "as they are"
+            )
 
 
 def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequence[Document]) -> None:
@@ -196,113 +191,71 @@ def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequ
             )
 
 
-class OtherFormatError(UnusableTextError):
-    """A file is in a format other than plain text.
+@dataclass(frozen=True)
+class _Look:
+    """What a file is, by its first bytes and its name.
 
     Attributes:
-        form: the format.
+        form: its format, or that of its unpacked content; None for plain text.
+        packing: how it is compressed; None: not at all.
+        head: the first bytes of its content, unpacked.
         size: size of the file in bytes.
     """
 
-    def __init__(self, document: Document, form: Format, size: int) -> None:
-        what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
-        as_text = ", or use --as_text true to train on it as it is" if form.is_readable else ""
-        super().__init__(form.name, f"input {one_line(document.path)} is {what}; {form.remedy}{as_text}")
-        self.form, self.size = form, size
+    form: Format | None
+    packing: str | None
+    head: bytes
+    size: int
 
 
-def _format(document: Document, *, as_text: bool) -> Format | None:
-    """Recognise the format of a document that may be read as text; None for plain text.
+def _look(document: Document) -> _Look:
+    """Recognise what a file is.
 
     Raises:
-        UnusableTextError: the format is not read as text, ScaleGPT wrote the file, or the file cannot be read.
+        UnusableTextError: ScaleGPT wrote the file, or it cannot be read or unpacked.
     """
     path = document.path
     try:
         with open_plain(path) as file:
             ours = file_of_ours(file, named=document.folder is None)
-            form = recognise(path.name, file.read(HEAD_BYTES))
+            head = file.read(HEAD_BYTES)
             size = os.fstat(file.fileno()).st_size
+        if ours is not None:
+            raise UnusableTextError(
+                ours, f"input {one_line(path)} is a {ours}, not text to train on; name another file"
+            )
+        name = path.stem if path.suffix.lower() in PACKED_SUFFIXES else path.name
+        form = recognise(name, head)
+        if form is None or form not in PACKED:
+            return _Look(form, None, head, size)
+        packing = form.name
+        head = unpacked_head(path, packing, HEAD_BYTES)
+    except MissingPackageError:
+        return _Look(Format(packing, Kind.CONTAINER, INSTALL), packing, b"", size)
     except NotPlainError:
         message = f"input {one_line(path)} is not a regular file; copy its text into one"
         raise UnusableTextError("unreadable", message) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
-    if ours is not None:
-        raise UnusableTextError(ours, f"input {one_line(path)} is a {ours}, not text to train on; name another file")
-    if form is None or (form.is_readable and (as_text or document.folder is not None)):
-        return form
-    raise OtherFormatError(document, form, size)
+        raise unreadable(path, error) from None
+    form = recognise(name, head)
+    if form is not None and not form.is_readable:
+        form = Format(f"{form.name} in {packing}", form.kind, "unpack it first")
+    return _Look(form, packing, head, size)
 
 
-def _unreadable(path: Path, error: OSError) -> UnusableTextError:
-    return UnusableTextError("unreadable", f"input {one_line(path)} cannot be read: {error.strerror}")
-
-
-def _examine(document: Document, encoding: str, seen: _Seen | None) -> Source:
-    """Read a whole document in ``encoding``.
-
-    With ``auto`` the document is read in the encoding of its byte order mark, or in UTF-8 without a mark. If it is not valid
-    UTF-8, it is read again in the encoding detected from its bytes.
-    """
-    path = document.path
-    try:
-        mark = byte_order_mark(read_at(path, 0, 4)) if encoding == AUTO else None
-        try:
-            return _read_to_end(document, (mark or UTF8) if encoding == AUTO else encoding, seen)
-        except NotInEncodingError as error:
-            guess = encoding_instead(path, encoding, error.offset, mark)
-        try:
-            return _read_to_end(document, codec_name(guess), seen)
-        except NotInEncodingError as error:
-            raise unsure(path, guess, error.offset) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _read_to_end(document: Document, encoding: str, seen: _Seen | None) -> Source:
-    digest = hashlib.sha256()
-    size = characters = 0
-    # The characters of a file that turns out unusable must not join the vocabulary.
-    here = None if seen is None else np.zeros_like(seen)
-    for chunk, text in decoded(document.path, encoding):
-        digest.update(chunk)
-        if "\0" in text or (not characters and looks_binary(text[:65536].encode("utf-8", "replace"))):
-            raise binary(document.path)
-        size, characters = size + len(chunk), characters + len(text)
-        if here is not None:
-            here[code_points(text)] = True
-    if not characters:
-        raise UnusableTextError("empty", f"input {one_line(document.path)} is empty; name a file with text in it")
-    if seen is not None and here is not None:
-        seen |= here
-    return Source(document.path, document.name, encoding, size, digest.hexdigest())
-
-
-def read_pieces(source: Source) -> Iterator[tuple[str, int]]:
-    """Read a document's text in pieces whose token ids, joined, are those of the whole text.
-
-    Yields:
-        Each piece, and the number of bytes of the file read so far.
+def _opening(document: Document, look: _Look, *, as_text: bool) -> Opening:
+    """Decide how a file is read.
 
     Raises:
-        InputError: the file has changed since the survey, or cannot be read.
+        OtherFormError: it is not read.
     """
-    digest, size, kept = hashlib.sha256(), 0, ""
-    changed = InputError(f"input {one_line(source.path)} changed while it was read; prepare it again")
-    try:
-        for chunk, text in decoded(source.path, source.encoding):
-            digest.update(chunk)
-            size += len(chunk)
-            kept += text
-            while len(kept) >= PIECE_CHARACTERS and (place := cut_place(kept)):
-                yield kept[:place], size
-                kept = kept[place:]
-        if digest.hexdigest() != source.sha256:
-            raise changed
-    except NotInEncodingError:
-        raise changed from None
-    except OSError as error:
-        raise InputError(f"input {one_line(source.path)} cannot be read any more: {error.strerror}") from None
-    if kept:
-        yield kept, size
+    form = look.form
+    if form is not None and form.name in READERS and not (as_text and form.is_readable):
+        if lacks_package(form.name):
+            raise OtherFormError(form.name, f"input {one_line(document.path)}: {MissingPackageError(form.name)}")
+        return Opening(form.name, look.packing, look.head)
+    if form is None or (form.is_readable and (as_text or document.folder is not None)):
+        return Opening(None, look.packing, look.head)
+    what = f"binary ({form.name}), not text" if form.kind is Kind.OTHER else f"{form.name}, not plain text"
+    hint = ", or use --as_text true to train on it as it is" if form.is_readable else ""
+    raise OtherFormError(form.name, f"input {one_line(document.path)} is {what}; {form.remedy}{hint}")

@@ -1,7 +1,8 @@
-"""Decode a file chunk by chunk, and report what is wrong with a file that does not decode."""
+"""Decode the chunks of a file, and report what is wrong with a file that does not decode."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,6 @@ from scalegpt.data.text.diagnosis import diagnose, read_at
 from scalegpt.data.text.encodings import AUTO, UTF8
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
-
-CHUNK_BYTES = 1 << 20
 
 
 class UnusableTextError(InputError):
@@ -29,23 +28,28 @@ class UnusableTextError(InputError):
         return UnusableTextError, (self.reason, str(self))
 
 
+class OtherFormError(UnusableTextError):
+    """A file that may hold text, in a form that is not read: another format, or records without the field for the text."""
+
+
 class NotInEncodingError(Exception):
-    """A file does not decode in an encoding.
+    """Bytes do not decode in an encoding.
 
     Attributes:
         offset: byte offset of the first invalid byte, or of its chunk if the codec does not report the byte.
+        before: in UTF-8, the characters of the chunk that precede the invalid byte; else empty.
     """
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int, before: str = "") -> None:
         super().__init__(offset)
-        self.offset = offset
+        self.offset, self.before = offset, before
 
 
-def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
-    """Decode a file chunk by chunk; line ends stay as they are.
+def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
+    """Decode the chunks of a file; line ends stay as they are.
 
     Yields:
-        The bytes of each chunk, and the characters that end in the chunk.
+        The characters that end in each chunk; the text that ends the file, which is mostly empty.
 
     Raises:
         NotInEncodingError: the file has bytes that are invalid in the encoding.
@@ -53,24 +57,21 @@ def decoded(path: Path, encoding: str) -> Iterator[tuple[bytes, str]]:
     """
     decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
     offset = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            # UTF-8's byte order mark is dropped here: the codec utf-8-sig would count byte offsets from after the mark.
-            skipped = 3 if offset == 0 and encoding == UTF8 and chunk.startswith(codecs.BOM_UTF8) else 0
-            pending = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(chunk[skipped:], final=not chunk)
-                if encoding != UTF8 and not text.isascii():
-                    text.encode()  # some codecs make lone surrogates, which no tokenizer can take
-            except UnicodeDecodeError as error:
-                raise NotInEncodingError(offset + skipped - pending + error.start) from None
-            except UnicodeError:
-                raise NotInEncodingError(offset) from None
-            yield chunk, text
-            if not chunk:
-                return
-            offset += len(chunk)
+    for chunk in chain(chunks, [b""]):
+        # UTF-8's byte order mark is dropped here: the codec utf-8-sig would count byte offsets from after the mark.
+        skipped = 3 if offset == 0 and encoding == UTF8 and chunk.startswith(codecs.BOM_UTF8) else 0
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk[skipped:], final=not chunk)
+            if encoding != UTF8 and not text.isascii():
+                text.encode()  # some codecs make lone surrogates, which no tokenizer can take
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode() if encoding == UTF8 else ""
+            raise NotInEncodingError(offset + skipped - pending + error.start, before) from None
+        except UnicodeError:
+            raise NotInEncodingError(offset) from None
+        yield text
+        offset += len(chunk)
 
 
 def encoding_instead(path: Path, asked: str, offset: int, mark: str | None) -> str:

@@ -11,21 +11,25 @@ from typing import NamedTuple
 
 from scalegpt.data.foreign.table import recognise
 from scalegpt.data.sidecar import FIRST_FILES
+from scalegpt.data.text.ignoring import GITIGNORE, Rules, Selection
 from scalegpt.data.text.ours import RUN, folder_of_ours
+from scalegpt.data.text.records.saved import is_cache, is_saved, parts_of
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
+
+_ALL = Selection()
 
 OUTSIDE_LINK = "link out of the folder"
 """The reason for skipping a symbolic link whose target is outside the folder that the user named."""
 
-TOKENS, SAVED = "folder of prepared tokens", "saved data set"
+TOKENS, CACHE, OTHER_SPLIT = "folder of prepared tokens", "cache of datasets", "other split of a saved data set"
 
 _REFUSED = {
     RUN: "is the folder of a run, which holds no text to train on; name the text itself",
     TOKENS: "holds tokens already prepared; give it alone as --input_file, or name text files",
-    SAVED: (
-        "is a data set saved by Hugging Face datasets, in Arrow files; write its text column to .txt files, one a document, "
-        "and name their folder"
+    CACHE: (
+        "is part of the cache of Hugging Face datasets; load the data set there, save it with save_to_disk, and name the "
+        "folder that this makes"
     ),
 }
 """Kind of folder → why it is refused if the user names it as input."""
@@ -55,15 +59,16 @@ class Document:
 
 @dataclass
 class Tally:
-    """Counts of files, folders or links by reason, with an example for each reason."""
+    """Counts of files, folders, links or records by reason, with an example for each reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, name: str) -> None:
-        """Count the file, folder or link ``name`` under a reason."""
-        self.counts[reason] += 1
-        self.examples.setdefault(reason, name)
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Count the file, folder or link ``name`` under a reason, or ``count`` records of the file."""
+        if count:
+            self.counts[reason] += count
+            self.examples.setdefault(reason, name)
 
     def __str__(self) -> str:
         """The counts as text, such as ``3 binary (such as a.png), 1 empty (b.txt)``."""
@@ -80,16 +85,17 @@ class FoundDocuments(NamedTuple):
     skipped: Tally
 
 
-def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) -> FoundDocuments:
+def find_documents(inputs: Sequence[str | Path], selection: Selection = _ALL) -> FoundDocuments:
     """List the files that the user names, and the files inside folders that the user names.
 
-    Folders are searched to any depth. Hidden files and folders are skipped, and so are folders of tokens, saved data sets,
-    runs and checkpoints. A symbolic link never adds a file twice. A link to a target outside the named folder is followed
-    only with ``follow_links``.
+    Folders are searched to any depth. Hidden files and folders are skipped, and so are folders of tokens, runs, checkpoints,
+    caches of Hugging Face datasets, and all splits but one of the data sets that it saved. ``selection`` says which other
+    files are skipped, and whether a symbolic link to a target outside the named folder is followed. A link never adds a file
+    twice.
 
     Raises:
         InputError: there is no input; an input does not exist or cannot be read; or an input is a folder of prepared tokens,
-            of a run, or of a saved data set.
+            of a run, or of a cache; a saved data set or a .gitignore file cannot be read.
     """
     if not inputs:
         raise InputError("no input was given; name text files or folders of them")
@@ -100,7 +106,7 @@ def find_documents(inputs: Sequence[str | Path], *, follow_links: bool = False) 
     for given in map(Path, inputs):
         _check_exists(given)
         if is_folder(given):
-            search = _FolderSearch(given, skipped, follow_links=follow_links)
+            search = _FolderSearch(given, skipped, selection)
             for real, path in search.run().items():
                 found.setdefault(real, Document(path, path.relative_to(given).as_posix(), real, given))
             links += [(target, path.relative_to(given).as_posix()) for target, path in search.leaving]
@@ -123,31 +129,30 @@ class _FolderSearch:
         leaving: target and path of each link that was not followed because its target is outside the folder.
     """
 
-    def __init__(self, folder: Path, skipped: Tally, *, follow_links: bool) -> None:
+    def __init__(self, folder: Path, skipped: Tally, selection: Selection) -> None:
         self.folder, self.root = folder, real_path(folder)
         self.leaving: list[tuple[Path, Path]] = []
-        self._skipped, self._follows = skipped, follow_links
+        self._skipped, self._selection = skipped, selection
         self._files: dict[Path, Path] = {}
-        self._links: list[Path] = []
+        self._links: list[tuple[Path, Rules]] = []
         self._seen: set[Path] = set()
 
     def run(self) -> dict[Path, Path]:
         """Search the folder; returns each file's real path → the path to open it by, its own rather than a link's."""
-        self._walk(self.folder)
-        heapq.heapify(self._links)
+        self._walk(self.folder, Rules())
         while self._links:
-            self._follow(heapq.heappop(self._links))
+            self._follow(*heapq.heappop(self._links))
         return self._files
 
-    def _walk(self, top: Path) -> None:
-        pending = [(top, real_path(top))]
+    def _walk(self, top: Path, rules: Rules) -> None:
+        pending = [(top, real_path(top), rules)]
         while pending:
-            folder, real = pending.pop()
+            folder, real, rules = pending.pop()
             if real in self._seen:  # a link back to a folder above
                 continue
             self._seen.add(real)
             try:
-                entries = list(os.scandir(folder))
+                names = os.listdir(folder)  # noqa: PTH208
             except OSError as error:
                 if folder == self.folder:
                     raise InputError(
@@ -155,32 +160,50 @@ class _FolderSearch:
                     ) from None
                 self._skip("unreadable", folder)
                 continue
-            kind = folder_kind({entry.name for entry in entries}, folder)
+            kind = folder_kind(set(names), folder)
             if kind is not None:
                 if folder == self.folder:
                     raise InputError(f"{one_line(folder)} {_REFUSED[kind]}")
                 self._skip(kind, folder)
                 continue
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    self._take(folder / entry.name, real / entry.name, pending)
+            if GITIGNORE in names and self._selection.gitignore:
+                prefix = "" if folder == self.folder else f"{self._inside(folder)}/"
+                rules = rules.below(folder / GITIGNORE, prefix)
+            for name in self._visible(folder, names):
+                self._take(folder / name, real / name, rules, pending)
 
-    def _take(self, path: Path, real: Path, pending: list[tuple[Path, Path]]) -> None:
+    def _visible(self, folder: Path, names: list[str]) -> list[str]:
+        """The entries of a folder to look at: all but hidden ones; of a saved data set the files of its records."""
+        if not is_saved(set(names)):
+            return [name for name in names if not name.startswith(".")]
+        chosen, others = parts_of(folder, set(names))
+        for name in others:
+            self._skip(OTHER_SPLIT, folder / name)
+        return chosen
+
+    def _inside(self, path: Path) -> str:
+        """The path inside the folder that the user named."""
+        return path.relative_to(self.folder).as_posix()
+
+    def _take(self, path: Path, real: Path, rules: Rules, pending: list[tuple[Path, Path, Rules]]) -> None:
         try:
             mode = path.lstat().st_mode
         except OSError:  # removed meanwhile, or not accessible
             self._skip("unreadable", path)
             return
-        if stat.S_ISLNK(mode):
-            heapq.heappush(self._links, path)
+        why_not = self._selection.why_not(self._inside(path), rules, is_folder=stat.S_ISDIR(mode))
+        if why_not is not None:
+            self._skip(why_not, path)
+        elif stat.S_ISLNK(mode):
+            heapq.heappush(self._links, (path, rules))
         elif stat.S_ISDIR(mode):
-            pending.append((path, real))
+            pending.append((path, real, rules))
         elif stat.S_ISREG(mode):
             self._files.setdefault(real, path)
         else:
             self._skip(_SPECIAL.get(stat.S_IFMT(mode), "special file"), path)
 
-    def _follow(self, link: Path) -> None:
+    def _follow(self, link: Path, rules: Rules) -> None:
         target = real_path(link)
         if target in self._files or target in self._seen:
             return
@@ -189,17 +212,17 @@ class _FolderSearch:
         except OSError as error:
             self._skip("unreadable" if isinstance(error, PermissionError) else "broken link", link)
             return
-        if not self._follows and not target.is_relative_to(self.root):
+        if not self._selection.follow_links and not target.is_relative_to(self.root):
             self.leaving.append((target, link))
         elif stat.S_ISDIR(mode):
-            self._walk(link)
+            self._walk(link, rules)
         elif stat.S_ISREG(mode):
             self._files[target] = link
         else:
             self._skip(_SPECIAL.get(stat.S_IFMT(mode), "special file"), link)
 
     def _skip(self, reason: str, path: Path) -> None:
-        self._skipped.add(reason, path.relative_to(self.folder).as_posix())
+        self._skipped.add(reason, self._inside(path))
 
 
 def folder_kind(names: set[str], folder: Path) -> str | None:
@@ -209,10 +232,7 @@ def folder_kind(names: set[str], folder: Path) -> str | None:
         return ours
     if any(name.endswith(_TOKEN_SUFFIXES) for name in names) and is_prepared(folder):
         return TOKENS
-    is_saved = "dataset_dict.json" in names or (
-        "dataset_info.json" in names and ("state.json" in names or any(name.endswith(".arrow") for name in names))
-    )
-    return SAVED if is_saved else None
+    return CACHE if is_cache(names) else None
 
 
 def is_prepared(folder: Path) -> bool:

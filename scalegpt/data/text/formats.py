@@ -48,7 +48,7 @@ _FIELDS = "write the text of its records to .txt files, one a document"
 _UNPACK, _EXPORT = "unpack it first", "write its text to .txt files, one a document"
 
 JSONL = Format("JSON Lines", Kind.RECORDS, _FIELDS)
-JSON_RECORDS = Format("JSON", Kind.RECORDS, _FIELDS)
+JSON_RECORDS = Format("JSON array", Kind.RECORDS, _FIELDS)
 CSV = Format("CSV", Kind.RECORDS, _FIELDS)
 TSV = Format("TSV", Kind.RECORDS, _FIELDS)
 JSON = Format("JSON", Kind.MARKUP, _EXPORT)
@@ -84,6 +84,12 @@ IMAGE = Format("image", Kind.OTHER, "name a text file")
 SOUND = Format("sound or film", Kind.OTHER, "name a text file")
 PROGRAM = Format("program", Kind.OTHER, "name a text file")
 
+PACKED = (GZIP, ZSTD)
+"""The formats that are unpacked to read the text or the records in them."""
+
+PACKED_SUFFIXES = frozenset({".gz", ".gzip", ".zst", ".zstd"})
+"""The suffixes of their files' names, before which the suffix of the content stands."""
+
 _MAGIC: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"\x1f\x8b", GZIP), (0, b"\x28\xb5\x2f\xfd", ZSTD), (0, b"\xfd7zXZ\0", XZ), (0, b"BZh", BZIP2),
     (0, b"\x04\x22\x4d\x18", LZ4), (0, b"PK\x03\x04", ZIP), (0, b"PK\x05\x06", ZIP), (257, b"ustar", TAR),
@@ -116,7 +122,7 @@ _IN_ZIP: dict[str, Format] = {
     ".pt": WEIGHTS, ".pth": WEIGHTS, ".bin": WEIGHTS, ".jar": PROGRAM, ".whl": PROGRAM,
 }  # fmt: skip
 _JSON_NAMES = frozenset({".json", ".jsonl", ".ndjson", ".geojson", ".ipynb", ".jsonlines"})
-_OBJECT = re.compile(r'\s*\{\s*("(?:[^"\\\n]|\\.){1,200}"\s*:|\})')
+_OBJECT = re.compile(r'[ \t\r\n]*\{[ \t\r\n]*("(?:[^"\\\n]|\\.){1,200}"[ \t\r\n]*:|\}[ \t\r\n]*\Z)')
 _ARRAY_OF_OBJECTS = re.compile(r'\s*\[\s*\{\s*"(?:[^"\\\n]|\\.){1,200}"\s*:')
 _HTML_START = re.compile(r"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html(?:\s[^<>]*)?>)", re.IGNORECASE | re.DOTALL)
 _FEWEST_RECORDS, _MOST_RECORDS, _LONGEST_TITLE = 4, 200, 64
@@ -175,11 +181,12 @@ def _json_format(suffix: str, text: str, lines: list[str]) -> Format | None:
     named = suffix in _JSON_NAMES
     if suffix in {".jsonl", ".ndjson", ".jsonlines"}:
         return JSONL
-    if len(lines) > 1 and all(_is_record(line) for line in lines):
+    # A file with a few broken lines is one too, so that they are reported and not trained on.
+    if len(lines) > 1 and _is_record(lines[0]) and 2 * sum(map(_is_record, lines)) >= len(lines):
         return JSONL
     if _ARRAY_OF_OBJECTS.match(text):
         return JSON_RECORDS
-    if _OBJECT.match(text) or (named and text.lstrip()[:1] in {"[", "{", '"'}):
+    if named or _OBJECT.match(text):
         # A single line, in a file not named as JSON, is taken for one record of JSON Lines.
         return JSON if named or "\n" in text.strip() else JSONL
     return None

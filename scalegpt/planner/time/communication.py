@@ -18,12 +18,12 @@ deepspeed 2       after the update                           all-reduced in ever
 deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in every micro step            both passes
 ================  =========================================  ==============================================  =============
 
-.. [1] With bf16 and without offload. Otherwise ``overlap_comm`` hides the gradients behind the last backward pass.
-.. [2] The gradients only. The all-gather of the weights is hidden behind nothing. ZeRO-2 uses all-reduce rather than
-   reduce-scatter since its buckets hold the parts of several ranks (``use_multi_rank_bucket_allreduce``).
-.. [3] With two exceptions. The prefetch keeps some weights from the forward pass for the backward pass
-   (:mod:`scalegpt.planner.memory.deepspeed.gather`). Small tensors (norms, biases) are whole on every rank: they are gathered
-   once, after the update, hidden behind nothing.
+.. [1] With bf16 and without offload. Otherwise ``overlap_comm`` hides the gradients behind the last backward pass. ..
+[2] The gradients only. The all-gather of the weights is not hidden. ZeRO-2 uses all-reduce rather than reduce-scatter
+since its buckets hold the parts of several ranks (``use_multi_rank_bucket_allreduce``). .. [3] With two exceptions. The
+prefetch keeps some weights from the forward pass for the backward pass
+(:mod:`scalegpt.planner.memory.deepspeed.gather`). Small tensors (norms, biases) are whole on every rank: they are
+gathered once, after the update, and this is not hidden.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
 
 
 def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
-    """The collectives of Muon (``scalegpt.optim.muon``), once a step and hidden behind nothing.
+    """The collectives of Muon (``scalegpt.optim.muon``), once per step; they are not hidden.
 
     The matrices are divided among the ranks, each of which orthogonalises its share. If every rank has all matrices,
     the ranks then all-gather the results. Otherwise each rank sends its rows of a matrix to the rank that

@@ -32,7 +32,7 @@ class Shares:
         memory: share of the memory bandwidth that kernels reach which only move data. It is low, since it also covers
             memory traffic that :mod:`scalegpt.planner.time.work` does not count.
         link: share of a link's bandwidth in one direction that collectives reach.
-        interference: share of the time of hidden collectives by which they still prolong the pass.
+        interference: share of the time of hidden collectives that still prolongs the pass.
     """
 
     matmul: Figure

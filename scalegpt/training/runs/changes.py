@@ -20,16 +20,18 @@ FREE_TO_CHANGE = frozenset({
     "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
     "keep_best", "async_checkpoint", "log_every", "log_to", "profile",
     "profile_ranks", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
-    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "as_text", "follow_links",
+    "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "text_field",
+    "as_text", "include", "exclude", "gitignore", "follow_links",
 })  # fmt: skip
 """Settings that a resumed run may change freely.
 
 They change the speed or the length of the run, not the result of a step.
 
-``input_file``, ``as_text`` and ``follow_links`` are among them, since the tokens themselves are compared by their digest.
+``input_file`` and the settings by which text is read are among them, since the tokens themselves are compared by their
+digest.
 """
 
-UNREPORTED = frozenset({"name", "preset", "as_text", "follow_links"})
+UNREPORTED = frozenset({"name", "preset", "text_field", "as_text", "include", "exclude", "gitignore", "follow_links"})
 """Free settings whose change is not reported because it has no effect of its own: names, and how text files are read."""
 
 

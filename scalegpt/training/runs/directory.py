@@ -74,7 +74,7 @@ class RunDirectory(RunRecords):
             allowed: names of the settings that a resumed run may change.
 
         Raises:
-            InputError: the directory holds a run with other settings, or something that is no run.
+            InputError: the directory holds a run with other settings, or something else than a run.
         """
         directory = cls(root / run.name)
         if directory.is_new() and not (fresh and directory.is_taken()):

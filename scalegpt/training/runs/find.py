@@ -28,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 """The name of the folder of checkpoints in a run's folder."""
 
 RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
-"""Files by which a run's folder is recognised before its first checkpoint."""
+"""Files that identify a run's folder before its first checkpoint."""
 
 STEP = "step_"
 """The beginning of the name of a checkpoint's folder."""

@@ -1,4 +1,4 @@
-"""The lock on a run's folder, by which only one process at a time trains the run."""
+"""The lock on a run's folder, which ensures that only one process at a time trains the run."""
 
 import os
 import socket

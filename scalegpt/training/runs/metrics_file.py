@@ -95,7 +95,7 @@ class SkippedStep:
 
 @dataclass
 class RecentSteps:
-    """The recent steps by which the guards judge the next one.
+    """The recent steps that the guards use to judge the next one.
 
     A resumed run reads them from ``metrics.jsonl``, so it judges as an uninterrupted run would.
 
@@ -141,7 +141,7 @@ class History:
 
     Attributes:
         step: the step of a checkpoint, up to which the file was read.
-        recent: the last steps, by which the guards judge the next one.
+        recent: the last steps, which the guards use to judge the next one.
         recorded: number of steps that have a line.
         first_missing: first step without a line; None: all steps have one.
         is_last_recorded: whether ``step`` has a line.

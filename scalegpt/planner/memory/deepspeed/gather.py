@@ -31,7 +31,7 @@ _AWAY, _COMING, _HERE = range(3)
 
 @dataclass(frozen=True)
 class Gathering:
-    """The settings and sizes that decide which weights are gathered when.
+    """The settings and sizes that decide when each weight is gathered.
 
     Attributes:
         blocks: L, the number of blocks.

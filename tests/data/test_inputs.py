@@ -1,0 +1,93 @@
+"""Inputs that are not paths: standard input, and addresses of data sets."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scalegpt.data.remote.inputs import parse_address
+from scalegpt.data.shards import open_tokens
+from scalegpt.errors import InputError
+
+LINES = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(30)).encode()
+
+
+def prepare(folder: Path, content: bytes, *more: str) -> "subprocess.CompletedProcess[bytes]":
+    words = [
+        sys.executable,
+        "-m",
+        "scalegpt",
+        "data",
+        "prepare",
+        "-",
+        "--out",
+        str(folder / "out"),
+        "--tokenizer",
+        "byte",
+    ]
+    return subprocess.run([*words, *more], input=content, capture_output=True, cwd=folder)
+
+
+@pytest.mark.parametrize("content", [LINES, gzip.compress(LINES)], ids=["plain", "gzip"])
+def test_standard_input_is_read_by_its_content(tmp_path: Path, content: bytes) -> None:
+    done = prepare(tmp_path, content)
+    assert done.returncode == 0, done.stderr
+    tokens = open_tokens(tmp_path / "out")
+    assert tokens.meta["documents"] == 30
+    assert tokens.tokenizer.decode(tokens.train[:7]).startswith("text 0")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_standard_input_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> None:
+    for content, what in ((b"", b"standard input is empty"), (LINES + b"{", b"standard input, line 31: broken JSON")):
+        done = prepare(tmp_path, content)
+        assert done.returncode == 2
+        assert what in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("hf://wikitext", ("wikitext", None, "train")),
+        ("hf://Salesforce/wikitext", ("Salesforce/wikitext", None, "train")),
+        ("hf://Salesforce/wikitext/wikitext-2-raw-v1:test", ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")),
+        ("hf://datasets/HuggingFaceFW/fineweb/sample-10BT", ("HuggingFaceFW/fineweb", "sample-10BT", "train")),
+        ("hf:///data/set:dev", ("/data/set", None, "dev")),
+        ("hf://./set", ("./set", None, "train")),
+    ],
+)
+def test_addresses_of_data_sets(address: str, parts: tuple[str, str | None, str]) -> None:
+    assert parse_address(address) == parts
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://a:", "hf://a/b:train[:10%]", "hf://a/b/c/", "hf://:train"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(InputError, match="is no address of a data set; write hf://OWNER/NAME"):
+        parse_address(address)
+
+
+def test_without_a_network_a_data_set_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    words = [
+        sys.executable,
+        "-m",
+        "scalegpt",
+        "data",
+        "prepare",
+        "hf://someone/nothing",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("scalegpt data: error: hf://someone/nothing cannot be loaded: ")
+    assert done.stderr.endswith("; check the name and the network\n")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
