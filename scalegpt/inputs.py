@@ -1,8 +1,8 @@
 """What the setting ``input_file`` names: one corpus, of one or several files and folders, or a mixture of weighted sources.
 
-As text, paths are separated by commas (``a.txt,b.txt``), and a source's weight follows it (``a.txt=0.7,b.txt=0.3``). The command
-line may have several words, a file a list or a mapping, Python any of these. A path that contains a comma or an equals sign is
-taken whole if it exists.
+As text, paths are separated by commas (``a.txt,b.txt``), and a source's weight follows it (``a.txt=0.7,b.txt=0.3``). The
+command line may have several words, a file a list or a mapping, Python any of these. A path that contains a comma or an
+equals sign is taken whole if it exists.
 """
 
 import json
