@@ -121,8 +121,7 @@ def train(
 
     Args:
         preset: a named configuration, see ``scalegpt presets``; None: the settings' defaults.
-        input_file: a text file, a folder of text, a list of these, or a folder of prepared tokens; several with weights,
-            such as ``{"a.txt": 0.7, "b.txt": 0.3}``, are mixed; None: what ``config_file`` names.
+        input_file: text or tokens, a list of these, or a mixture, ``{path: weight}``; None: what ``config_file`` names.
         config_file: a JSON or YAML file in the form of a preset, instead of a preset.
         model_name: the run's folder in ``runs_dir``; None: the preset's name.
         runs_dir: the folder of all runs.

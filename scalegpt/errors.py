@@ -17,6 +17,10 @@ class InputError(ValueError):
     exit_status = 2
 
 
+class NoSpaceError(InputError):
+    """No disk space is left."""
+
+
 class RunError(RuntimeError):
     """The run failed though its input was valid: a full disk, a non-finite loss, a lost rank. Exit status 1."""
 

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, NoSpaceError
 from scalegpt.text import one_line, shown
 
 Result = TypeVar("Result")
@@ -95,15 +95,14 @@ def disk_errors(out: Path) -> Iterator[None]:
     """Turn an ``OSError`` inside the block, which writes to ``out``, into an error with a message of one line.
 
     Raises:
-        InputError: no disk space is left.
+        NoSpaceError: no disk space is left.
         PlaceError: ``out`` cannot be written.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise InputError(f"no disk space is left for {one_line(out)}; free some, or choose another disk") from None
-        raise PlaceError(out, error) from None
+        said = f"no disk space is left for {one_line(out)}; free some, or choose another disk"
+        raise (NoSpaceError(said) if error.errno in _FULL else PlaceError(out, error)) from None
 
 
 def retried(work: Callable[[], Result]) -> Result:

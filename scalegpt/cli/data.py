@@ -19,6 +19,7 @@ from scalegpt.errors import InputError
 from scalegpt.inputs import as_text
 from scalegpt.structured import read_lines
 from scalegpt.text import one_line
+from scalegpt.units import human_count, human_time
 
 if TYPE_CHECKING:
     from scalegpt.data.windows.ledger import Window
@@ -37,8 +38,8 @@ actions (each has --help):
   train-tokenizer  make a tokenizer of your own text
 """
 
-_PREPARED = ("tokenizer", "end_of_text", "val_fraction", *READING)
-"""The settings that are flags of ``data prepare``: they decide which tokens are made from which files."""
+_PREPARED = ("tokenizer", "end_of_text", "val_fraction", "deduplicate", "shard_tokens", "workers", *READING)
+"""The settings that are flags of ``data prepare``: which tokens are made from which files, and how."""
 
 LEDGER, METRICS = "data_ledger.jsonl", "metrics.jsonl"
 
@@ -58,7 +59,8 @@ def _prepare(words: list[str]) -> int:
         "data prepare",
         "Tokenise text and code into a folder that the trainer reads (--input_file DIR).",
         "scalegpt data prepare book.txt --out tokens\n"
-        "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05",
+        "scalegpt data prepare src/ docs/ --out tokens --tokenizer byte --val_fraction 0.05\n"
+        "scalegpt data prepare dump/ --out tokens --deduplicate true --shard_tokens 100_000_000",
     )
     parser.add_argument("input", nargs="+", type=path_argument, metavar="INPUT", help="text files and folders of them")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
@@ -200,6 +202,7 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
         "read as": facts.get("origin", ""),
         "files": f"{len(facts['files']):,}" if "files" in facts else "",
         "documents": "" if facts.get("documents") is None else f"{facts['documents']:,}",
+        "duplicates": f"{facts['duplicates']:,} documents left out" if facts.get("duplicates") else "",
         "sources": _sources(facts) if "sources" in facts and "origin" not in facts else "",
         "skipped": ", ".join(f"{count} {reason}" for reason, count in facts.get("skipped", {}).items()),
         "digest": facts.get("digest", ""),
@@ -251,18 +254,26 @@ def _progress(doing: str) -> Iterator["_ProgressLine | None"]:
 
 
 class _ProgressLine(ProgressLine):
-    """Shows how much of a text is done. Call it with bytes done and total bytes."""
+    """Shows how much of a text is done, how fast, and the time left. Call it with bytes done, total bytes and tokens made."""
 
     def __init__(self, doing: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self._doing = doing
+        self._start: tuple[float, int, int] | None = None  # of an interrupted preparation a part is done from the start
 
-    def __call__(self, done: int, total: int) -> None:
-        if (seconds := self.due(is_last=done >= total)) is not None:
-            rate = done / 1e6 / seconds
-            self.show(
-                f"{self._doing} {done / max(total, 1):4.0%}  {done / 1e6:,.1f} of {total / 1e6:,.1f} MB  {rate:.1f} MB/s"
-            )
+    def __call__(self, done: int, total: int, tokens: int = 0) -> None:
+        if (seconds := self.due(is_last=done >= total)) is None:
+            return
+        began, done_before, tokens_before = self._start = self._start or (seconds, done, tokens)
+        parts = [f"{self._doing} {done / max(total, 1):4.0%}", f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"]
+        if seconds > began and done > done_before:
+            rate = (done - done_before) / (seconds - began)
+            parts.append(f"{rate / 1e6:.1f} MB/s")
+            if tokens:
+                parts.append(f"{human_count((tokens - tokens_before) / (seconds - began))} tokens/s")
+            if done < total:
+                parts.append(f"{human_time((total - done) / rate)} left")
+        self.show("  ".join(parts))
 
 
 # --- ledger ----------------------------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads our output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SIGPIPE_STATUS
-    except KeyboardInterrupt:
-        _print_error(words, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        _print_error(words, str(error) or "interrupted", 130)
         return 130
     except Exception as error:
         message, status = _message_and_status(error)

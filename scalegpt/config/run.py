@@ -98,6 +98,13 @@ class DataConfig(Section):
     val_fraction: float | None = setting(
         None, "share of the text that is held out; none: a tenth, at most about 8 MB", above=0, below=1
     )
+    deduplicate: bool = setting(False, "leave out documents whose text an earlier document has")
+    shard_tokens: int = setting(
+        1 << 30, "most tokens in a token file; a split of more has several files", minimum=1000, maximum=1 << 40
+    )
+    workers: int | None = setting(
+        None, "threads that tokenise text; none: the usable cores; the tokens are the same", minimum=1, maximum=1024
+    )
     as_text: bool = setting(
         False, "read records, HTML and the like as they are written, and folders that are mostly such data"
     )

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scalegpt.data.leftovers import remove_folder
 from scalegpt.data.shards import TokenSet, digest_of, open_tokens
 from scalegpt.data.sidecar import SIDECAR, read_sidecar, recorded_digests
 from scalegpt.data.stored import Part
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.token_file import Progress, Scanned, UnreadableTokensError
 from scalegpt.data.tokenizers import Tokenizer
-from scalegpt.data.writer import remove_folder
 from scalegpt.errors import InputError
 from scalegpt.storage import PlaceError, disk_errors, read_text, user_path, write_atomic
 from scalegpt.text import one_line

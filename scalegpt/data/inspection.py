@@ -14,7 +14,7 @@ from scalegpt.data.foreign.given import found_at
 from scalegpt.data.foreign.opening import open_found, tokenizer_of
 from scalegpt.data.prepare import survey_reporting
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.sidecar import FORMAT
+from scalegpt.data.sidecar import FORMAT, shards_of
 from scalegpt.data.stored import Part, StoredTokens
 from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.token_file import UnreadableTokensError, chunks_of
@@ -177,6 +177,7 @@ def describe(tokens: TokenSet) -> dict[str, Any]:
         "train_tokens": len(tokens.train),
         "val_tokens": len(tokens.val),
         "documents": meta.get("documents"),
+        "duplicates": meta.get("duplicates"),
         "split": meta.get("split"),
         "encoding": meta.get("encoding"),
         "encodings": tokens.encodings,
@@ -184,6 +185,11 @@ def describe(tokens: TokenSet) -> dict[str, Any]:
         "bytes": meta.get("bytes"),
         "sources": meta.get("sources", []),
         "digest": tokens.digest,
+        "tokenizer_digest": tokenizer.digest,
+        "shards": {
+            split: [{"name": each.name, "tokens": each.tokens, "sha256": each.sha256} for each in shards]
+            for split, shards in (shards_of(meta) if meta.get("format") == FORMAT else {}).items()
+        },
     }
 
 

@@ -1,10 +1,12 @@
-"""Make unfinished folders of prepared tokens under a lock, and remove the folders that killed processes left.
+"""Make unfinished folders under a lock, take over those of ended processes, and remove what is not taken over.
 
 Tokens are written into a hidden folder beside their final folder. The writing process holds a lock on the hidden folder,
-which the system releases when the process ends, for whatever reason.
+which the system releases when the process ends, for whatever reason. The folder of a preparation has a name of its own, by
+which the same preparation finds it again.
 """
 
 import hashlib
+import json
 import math
 import os
 import platform
@@ -15,12 +17,17 @@ import uuid
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from scalegpt.storage import lock_file
-from scalegpt.system.processes import boot_id
+from scalegpt.errors import InputError
+from scalegpt.storage import disk_errors, lock_file, read_text, write_atomic
+from scalegpt.system.processes import birth_of, boot_id, has_ended
 
 _DAY, _HOUR = 24 * 3600, 3600
 _CACHED = re.compile(r"\.[0-9a-f]{64}\.tmp-.+")
+
+HOLDER = ".holder.json"
+"""The file in an unfinished folder that says which process writes it; some file systems have no locks."""
 
 
 def unfinished_name(name: str) -> str:
@@ -52,6 +59,73 @@ def make_unfinished(out: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
+def claim_unfinished(out: Path, key: str) -> tuple[Path, int] | None:
+    """The hidden folder in which the preparation ``key`` of the final folder ``out`` is written, locked.
+
+    Returns:
+        The folder, which is new or was left by a process that has ended, and the file descriptor that holds its lock until it
+        is closed. None: another process may be writing into it.
+
+    Raises:
+        OSError: the parent folder cannot be written.
+    """
+    folder = out.with_name(f".{out.name}.tmp-{key[:16]}")
+    try:
+        folder.mkdir(parents=True)
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # removed meanwhile, or another user's
+        return None
+    with suppress(BlockingIOError):
+        has_locks = lock_file(descriptor) is None
+        is_ours = folder.exists() and os.fstat(descriptor).st_uid == os.geteuid()
+        if is_ours and (is_new or _may_be_taken(folder, has_locks=has_locks)):
+            holder = {"pid": os.getpid(), "birth": birth_of(os.getpid()), "node": platform.node()}
+            write_atomic(folder / HOLDER, json.dumps(holder))
+            return folder, descriptor
+    os.close(descriptor)
+    return None
+
+
+def _may_be_taken(folder: Path, *, has_locks: bool) -> bool:
+    """Whether the process that wrote a folder has ended; ``has_locks``: its lock could be taken here.
+
+    The lock of another machine may not be visible here. A folder of another machine must be unchanged for an hour.
+    """
+    holder = _holder(folder)
+    if not holder:  # the process was killed before it wrote anything, or after it had written everything
+        return has_locks
+    if holder["boot"] == boot_id():
+        return has_locks or has_ended(holder["pid"], holder["birth"])
+    if holder["node"] == platform.node():  # this machine has been started again since
+        return True
+    return time.time() - _last_written(folder) >= _HOUR
+
+
+def _holder(folder: Path) -> dict[str, Any]:
+    """What :data:`HOLDER` says, and the id of the boot as ``boot``; empty if it is missing or damaged."""
+    try:
+        values = json.loads(read_text(folder / HOLDER))
+        return {"pid": int(values["pid"]), "birth": str(values["birth"]), "node": values["node"],
+                "boot": str(values["birth"]).partition(":")[0]}  # fmt: skip
+    except (OSError, InputError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of tokens; the folder is renamed first, so that no reader finds it partly removed."""
+    aside = folder.with_name(unfinished_name(folder.name))
+    with disk_errors(folder):
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:  # another process removed it first
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def remove_abandoned(out: Path) -> None:
     """Remove unfinished folders that killed processes left beside ``out``: in the cache for any entry, else for ``out``.
 
@@ -76,7 +150,8 @@ def _remove_if_abandoned(folder: Path) -> None:
         return
     try:
         has_locks = lock_file(descriptor) is None
-        patience = _DAY if not has_locks else 0 if f".tmp-{_machine()}-" in folder.name else _HOUR
+        is_ours = f".tmp-{_machine()}-" in folder.name or _holder(folder).get("boot") == boot_id()
+        patience = _DAY if not has_locks else 0 if is_ours else _HOUR
         if time.time() - _last_written(folder) >= patience:
             shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:  # locked: a process is still writing into it

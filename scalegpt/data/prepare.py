@@ -1,74 +1,43 @@
 """Prepare text for training: tokenise it, hold out a part, and cache the token files by the text's content."""
 
-import hashlib
-import json
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Protocol
 
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
 from scalegpt.data.cache import cache_errors, cache_folder, cached_with, checked, find_cached, something_else, tokens_in
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
+from scalegpt.data.preparation.batches import BatchReader, Position
+from scalegpt.data.preparation.encoding import BatchEncoder, encoded
+from scalegpt.data.preparation.identity import Preparation, identify
+from scalegpt.data.preparation.tails import TailWriter
+from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
 from scalegpt.data.prepared import prepared_at
 from scalegpt.data.remote.inputs import as_paths
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.sidecar import VERSION
-from scalegpt.data.split import Split, choose_split
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
 from scalegpt.data.text.ignoring import Selection
-from scalegpt.data.text.reading import Source, read_documents
-from scalegpt.data.tokenizers import HFTokenizer, TokenIds, Tokenizer, load_tokenizer, make_tokenizer
-from scalegpt.data.writer import TokenWriter
-from scalegpt.errors import InputError
+from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, load_tokenizer
+from scalegpt.errors import InputError, NoSpaceError
 from scalegpt.inputs import paths_of
 from scalegpt.storage import check_space, disk_errors
 from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
 
-Progress = Callable[[int, int], None]
-_Encoded = tuple[int, TokenIds, int, bool, bool]
-
-RECIPE = 2
-"""Version of the preparation, part of the cache's keys; it increases when the same text gives other tokens than before.
-
-From version 2 on, the training part of a divided document ends with end-of-text too.
-"""
-
-MOST_SOURCES = 100_000
-"""The most source files that the sidecar lists, so that it stays small enough to be read at once."""
-
-_MAX_THREADS = 8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Preparation:
-    """A surveyed corpus, the tokenizer and split to apply to it, and the resulting cache key.
+class Progress(Protocol):
+    """A callback that learns how far the work is: downloads, tokenising, and the check of what is there."""
 
-    Attributes:
-        tokenizer: the tokenizer, if it is a file; None: the one of the kind ``kind``.
-        kind: the tokenizer's kind.
-        earlier_keys: the cache keys that earlier releases gave to the same text and settings, for which they made other
-            tokens: those before :data:`RECIPE` existed, and those that put no token before a document.
-    """
-
-    corpus: Corpus
-    tokenizer: HFTokenizer | None
-    kind: str
-    split: Split
-    key: str
-    earlier_keys: tuple[str, ...]
+    def __call__(self, done: int, total: int, tokens: int = 0, /) -> None:
+        """Take the bytes that are done, the bytes in all, and the tokens made so far; 0 where none are made."""
 
 
 def prepare(
@@ -84,7 +53,7 @@ def prepare(
         inputs: text files, and folders of text files.
         out: the folder to make. If it already holds tokens of the same text and settings, it is used as it is.
         settings: how to prepare the text; ``input_file`` is not used.
-        progress: called with the bytes of text tokenised so far and the bytes of all text.
+        progress: see :data:`Progress`.
 
     Raises:
         InputError: there is no usable text, ``out`` holds something else, the disk is full, or a setting is invalid.
@@ -193,28 +162,12 @@ def _tokenizer_file(settings: DataConfig) -> HFTokenizer | None:
     return load_tokenizer(settings.tokenizer, settings.end_of_text) if is_file(settings.tokenizer) else None
 
 
-def _survey(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> _Preparation:
+def _survey(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Preparation:
     tokenizer = _tokenizer_file(settings)
-    corpus = survey_reporting(inputs, settings, beside)
-    split = choose_split(corpus.sources, settings.val_fraction)
-    identity = {
-        "version": VERSION,
-        "tokenizer": settings.tokenizer if tokenizer is None else tokenizer.digest,
-        "encoding": corpus.encoding,
-        "val_fraction": settings.val_fraction,
-        "sources": [source.identity for source in corpus.sources],
-    }
-    kind = settings.tokenizer if tokenizer is None else tokenizer.kind
-    before = {**identity, "tokenizer": settings.tokenizer if tokenizer is None else tokenizer.text_digest}
-    key, *earlier = dict.fromkeys((_key({**identity, "ways": RECIPE}), _key({**before, "ways": RECIPE}), _key(before)))
-    return _Preparation(corpus, tokenizer, kind, split, key, tuple(earlier))
+    return identify(survey_reporting(inputs, settings, beside), tokenizer, settings)
 
 
-def _key(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def _existing(out: Path, work: _Preparation) -> TokenSet | None:
+def _existing(out: Path, work: Preparation) -> TokenSet | None:
     """Open the folder ``out`` if it holds the tokens of this preparation; None if it is missing or empty.
 
     Raises:
@@ -226,122 +179,80 @@ def _existing(out: Path, work: _Preparation) -> TokenSet | None:
         return found
     if found.meta.get("key") in work.earlier_keys:
         raise InputError(
-            f"out {one_line(out)} holds tokens of the same text from an older version of ScaleGPT, which put fewer tokens "
-            "between documents; train on them as they are, choose another --out, or remove them first"
+            f"out {one_line(out)} holds tokens of the same text from an older version of ScaleGPT, which ended documents or "
+            "held them out otherwise; train on them as they are, choose another --out, or remove them first"
         )
     raise something_else(out)
 
 
-def _make(work: _Preparation, out: Path, progress: Progress | None) -> TokenSet:
-    """Tokenise the corpus into the folder ``out``; if another process makes the folder first, open it instead."""
-    tokenizer = work.tokenizer or make_tokenizer(work.kind, work.corpus.characters)
-    with disk_errors(out):
-        remove_abandoned(out)
-    check_space(out, int(work.corpus.text_bytes * tokenizer.ids_per_byte * tokenizer.dtype.itemsize))
-    with TokenWriter(out, tokenizer.dtype) as writer:
-        with closing(_encoded(work.corpus.sources, tokenizer)) as stream:  # stops its threads when writing fails
-            _write_tokens(work, tokenizer, stream, writer, progress)
-        for split, count in writer.counts.items():
-            if not count:
-                first = one_line(work.corpus.sources[0].path)
-                raise InputError(f"{first}: no tokens are left for {split}; give more text")
-        if writer.commit(_sidecar(work, tokenizer), tokenizer.files):
-            return open_tokens(out)
+def _make(work: Preparation, out: Path, progress: Progress | None) -> TokenSet:
+    """Tokenise the corpus into the folder ``out``; if another process makes the folder first, open it instead.
+
+    Raises:
+        InputError: as for :func:`prepare`.
+        KeyboardInterrupt: the user interrupted the command; the message says how to go on.
+    """
+    tokenizer = work.make_tokenizer()
+    writer = TokenWriter(out, work.key, tokenizer.dtype, work.settings.shard_tokens)
+    try:
+        with writer:
+            with disk_errors(out):
+                remove_abandoned(out)
+            is_made = writer.publish() if writer.is_finished else _fill(work, tokenizer, writer, progress)
+    except BaseException as error:
+        if not writer.can_resume or not may_resume_after(type(error)):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            said = f"interrupted: the same command goes on from its last record, {_share(work, writer)}"
+            raise KeyboardInterrupt(said) from None
+        if isinstance(error, NoSpaceError):
+            raise NoSpaceError(f"{error}; the same command then goes on") from None
+        raise
+    if is_made:
+        return open_tokens(out)
     finished_elsewhere = _existing(out, work)
     if finished_elsewhere is None:
         raise InputError(f"out {out} was changed by another process meanwhile; run the command again")
     return finished_elsewhere
 
 
-def _write_tokens(
-    work: _Preparation, tokenizer: Tokenizer, stream: Iterator[_Encoded], writer: TokenWriter, progress: Progress | None
-) -> None:
-    total, before = work.corpus.bytes, 0
-    beginning, ending = (
-        np.array([] if token is None else [token], dtype=tokenizer.dtype)
-        for token in (tokenizer.document_start, tokenizer.end_of_text)
-    )
-    begun, first = -1, 0  # the source that is being written, and the offset of its text in the training tokens
-    is_new = True
-    for index, ids, read, ends, is_last in stream:
-        split = "val" if index in work.split.held_out else "train"
-        if is_new:
-            writer.append(split, beginning)
-        if index != begun:
-            begun, first = index, writer.counts["train"]
-        writer.append(split, ids)
-        is_new = ends
-        if is_last:
-            before += work.corpus.sources[index].bytes
-            if work.split.method == "tails":
-                count = writer.counts["train"] - first
-                # nanoGPT cuts at int(n * 0.9): the same formula gives the same split.
-                kept = max(1, int(count * (1 - work.split.fraction)))
-                if kept < count:
-                    writer.hold_out_tail(first + kept)
-                    writer.append("val", ending)
-        if ends:
-            writer.append(split, ending)  # every document ends with end-of-text; a divided one ends so in both parts
-        if progress is not None:
-            progress(before + (0 if is_last else read), total)
+def _fill(work: Preparation, tokenizer: Tokenizer, writer: TokenWriter, progress: Progress | None) -> bool:
+    """Write all tokens that the writer does not have yet, and commit; as :meth:`TokenWriter.commit`."""
+    if writer.can_resume:
+        _log.warning("going on with an interrupted preparation of the same text: %s is done", _share(work, writer))
+    left = work.corpus.text_bytes * (1 - writer.record.position.read / max(1, work.corpus.bytes))
+    check_space(writer.out, int(left * tokenizer.ids_per_byte * tokenizer.dtype.itemsize))
+    end = _write_tokens(work, tokenizer, writer, progress)
+    for split, count in writer.counts().items():
+        if not count:
+            first = one_line(work.corpus.sources[0].path)
+            raise InputError(f"{first}: no tokens are left for {split}; give more text")
+    return writer.commit(work.sidecar(tokenizer, end), tokenizer.files)
 
 
-def _encoded(sources: Sequence[Source], tokenizer: Tokenizer) -> Generator[_Encoded, None, None]:
-    """Encode all documents in order, in pieces of their text, on several threads, a bounded number of pieces ahead.
-
-    Yields:
-        For each piece: its source's index, its ids, the bytes of the source read so far, whether it ends a document, and it.
-    """
-    threads = min(_MAX_THREADS, usable_cores())
-    waiting: deque[tuple[int, Future[TokenIds], int, bool, bool]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            before = ""
-            for index, piece, read, ends, is_last in _pieces(sources):
-                waiting.append((index, pool.submit(tokenizer.encode_after, before, piece), read, ends, is_last))
-                before = "" if ends else piece
-                if len(waiting) > threads + 2:
-                    index, ids, read, ends, is_last = waiting.popleft()
-                    yield index, ids.result(), read, ends, is_last
-            while waiting:
-                index, ids, read, ends, is_last = waiting.popleft()
-                yield index, ids.result(), read, ends, is_last
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _share(work: Preparation, writer: TokenWriter) -> str:
+    return f"{writer.record.position.read / max(1, work.corpus.bytes):.0%}"
 
 
-def _pieces(sources: Sequence[Source]) -> Iterator[tuple[int, str, int, bool, bool]]:
-    """Read all documents piece by piece.
-
-    Yields:
-        As :func:`_encoded`, but with a piece's text in place of its ids. A piece is yielded when the next one has been read,
-        since only then is it known whether it is the last.
-    """
-    for index, source in enumerate(sources):
-        held: tuple[str, int, bool] | None = None
-        for piece in read_documents(source):
-            if held is not None:
-                yield index, *held, False
-            held = piece
-        assert held is not None, "the survey refuses empty documents"
-        yield index, *held, True
-
-
-def _sidecar(work: _Preparation, tokenizer: Tokenizer) -> dict[str, Any]:
-    split: dict[str, Any] = {"method": work.split.method, "val_fraction": work.split.fraction}
-    if work.split.method == "documents":
-        split["held_out_documents"] = len(work.split.held_out)
-    return {
-        "key": work.key,
-        "tokenizer": {key: value for key, value in tokenizer.as_dict().items() if key != "files"},  # they lie beside it
-        "documents": work.corpus.documents,
-        "bytes": work.corpus.bytes,
-        "split": split,
-        "encoding": work.corpus.encoding,
-        "encodings": sorted({source.encoding for source in work.corpus.sources}),
-        "skipped": dict(work.corpus.skipped.counts),
-        "sources": [
-            {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding}
-            for source in work.corpus.sources[:MOST_SOURCES]
-        ],
-    }
+def _write_tokens(work: Preparation, tokenizer: Tokenizer, writer: TokenWriter, progress: Progress | None) -> Position:
+    """Encode and write all text from the writer's record on; return the position at the end."""
+    has_tails = work.split.method == "tails"
+    seen = writer.seen_documents() if work.settings.deduplicate else None
+    end = writer.record.position
+    batches = BatchReader(work.corpus.sources, work.split, seen, end)
+    if progress is not None:
+        progress(end.read, work.corpus.bytes, sum(writer.counts().values()))
+    tails = TailWriter(writer, tokenizer, work.split.fraction) if has_tails else None
+    workers = work.settings.workers or usable_cores()
+    with closing(encoded(batches, BatchEncoder(tokenizer, marks=not has_tails), workers)) as stream:
+        for batch in stream:  # leaving the block stops the threads when writing fails
+            end = batch.position
+            if tails is not None:
+                tails.write(batch, seen)
+            else:
+                writer.append("train", batch.train)
+                writer.append("val", batch.val)
+            writer.record_if_due(end, seen)
+            if progress is not None:
+                progress(end.read, work.corpus.bytes, sum(writer.counts().values()))
+    return end

@@ -17,9 +17,9 @@ import pytest
 from earlier_tokens import made_before
 from scalegpt.config import DataConfig
 from scalegpt.data import leftovers
+from scalegpt.data.preparation.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.shards import TokenSet
-from scalegpt.data.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.data.token_file import UnreadableTokensError
 from scalegpt.errors import InputError
 from scalegpt.storage import PlaceError
@@ -211,7 +211,7 @@ PREPARE_AND_WAIT = """
 import sys, time
 from scalegpt.config import DataConfig
 from scalegpt.data.prepare import prepare_cached
-def wait(done, total):
+def wait(done, total, tokens=0):
     print("writing", flush=True)
     time.sleep(600)
 prepare_cached(DataConfig(input_file=sys.argv[1], tokenizer="byte"), progress=wait)

@@ -11,11 +11,9 @@ import pytest
 
 from scalegpt.config import DataConfig
 from scalegpt.data import prepare as module
-from scalegpt.data import writer
+from scalegpt.data.preparation import shard_files, writer
 from scalegpt.data.prepare import prepare, prepare_cached
-from scalegpt.data.split import choose_split
 from scalegpt.data.text import packed, reading
-from scalegpt.data.text.reading import Source
 from scalegpt.data.tokenizers import make_tokenizer
 from scalegpt.errors import InputError
 
@@ -92,33 +90,12 @@ def test_many_documents_are_held_out_whole(tmp_path):
     assert tokens.meta["split"]["held_out_documents"] == 4
 
 
-def source(size, digest):
-    return Source(Path(digest), digest, "utf-8", size, digest)
-
-
-def test_split_ignores_names_and_keeps_copies_together():
-    sources = [source(100, f"{number:064}") for number in range(38)] + [source(100, f"{0:064}")] * 2
-    assert choose_split(sources, 0.1).held_out == {0, 38, 39, 1}
-
-
-def test_split_passes_over_a_giant():
-    sources = [source(10**9, "0"), *(source(1000, f"1{number:03}") for number in range(30))]
-    assert choose_split(sources, 0.1).method == "tails"  # nothing else amounts to a tenth
-    sources = [source(4000, "0"), *(source(1000, f"1{number:03}") for number in range(17)), *[source(1, "2")] * 9]
-    assert choose_split(sources, 0.1).held_out == {1, 2, 3}
-
-
-def test_default_share_is_a_tenth_and_at_most_eight_megabytes():
-    assert choose_split([source(1000, "0")], None).fraction == 0.1
-    assert choose_split([source(10**9, "0")], None).fraction == 0.008
-
-
 def test_pieces_on_threads_equal_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr(packed, "CHUNK_BYTES", 500)
     seen = []
     tokens = prepare(
-        [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total: seen.append((done, total))
+        [STDLIB_JSON], tmp_path / "out", DataConfig(), progress=lambda done, total, tokens=0: seen.append((done, total))
     )
     gpt2, expected = make_tokenizer("gpt2"), []
     sources = sorted(STDLIB_JSON.rglob("*.py"))
@@ -204,23 +181,23 @@ def test_too_short_to_split(tmp_path):
 
 
 def test_no_disk_space_beforehand(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(InputError, match="not enough disk space"):
         prepare([text], tmp_path / "deep" / "out", DataConfig(tokenizer="byte"))
     assert left(tmp_path) == ["text.txt"]
 
 
-@pytest.mark.parametrize("method", ["append", "hold_out_tail", "commit"])
+@pytest.mark.parametrize("method", ["append", "move_to", "finish"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_the_disk_fills_while_writing(text, tmp_path, monkeypatch, method, code):
     def full(self, *arguments):
-        with writer.disk_errors(self.out):
-            raise OSError(code, "full")
+        raise OSError(code, "full")
 
-    monkeypatch.setattr(writer.TokenWriter, method, full)
+    monkeypatch.setattr(shard_files.ShardFiles, method, full)
     with pytest.raises(InputError, match="no disk space is left"):
         prepare([text], tmp_path / "deep" / "out", DataConfig(tokenizer="byte"))
-    assert left(tmp_path) == ["text.txt"]
+    if method != "finish":  # a record was written before that
+        assert left(tmp_path) == ["text.txt"]
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full here")
@@ -231,7 +208,7 @@ def test_a_device_that_is_really_full(text, tmp_path, monkeypatch):
         "open",
         lambda path, *rest, **words: (
             opened(Path("/dev/full"), "wb", buffering=0)
-            if path.name == "train.bin" and rest == ("w+b",)
+            if path.name == "train_00000.bin" and rest == ("w+b",)
             else opened(path, *rest, **words)
         ),
     )
@@ -246,7 +223,7 @@ def test_a_place_that_cannot_be_written(text, tmp_path):
 
 
 def test_interrupted(text, tmp_path):
-    def interrupt(done, total):
+    def interrupt(done, total, tokens=0):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

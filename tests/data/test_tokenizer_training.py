@@ -117,7 +117,7 @@ def test_vocabularies_that_cannot_be(vocab: str, tmp_path: Path, capsys: pytest.
 
 
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(done: int, total: int, tokens: int = 0) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -131,7 +131,7 @@ def test_a_file_that_changes_meanwhile_is_an_input_error(tmp_path: Path) -> None
     other = tmp_path / "b.txt"
     other.write_text("more text " * 100)
 
-    def change(done: int, total: int) -> None:
+    def change(done: int, total: int, tokens: int = 0) -> None:
         other.write_text("changed")
 
     with pytest.raises(InputError, match="changed while it was read"):

@@ -258,7 +258,7 @@ BYTES = weight_bytes(1)
 TRAINING = sum(training_bytes(model("tiny")).values()) // TINY.total
 
 SENTENCES = [
-    "a table of r rows has r·H",
+    "An embedding of r rows has r·H weights",
     f"(3 + 1 + 4 + 4)·H² = {MATRICES}·H², the weights of its norms to {of_width(SMALL.layer.norms)}·H, all its biases to "
     f"(3 + 1 + 4 + 1 + 2)·H = {BIASES}·H",
     f"{shape_of('150M_1024')}; {shape_of('500M_1024')}; both have V = {model('500M_1024').vocab_size:,}, no biases and a",
@@ -266,11 +266,12 @@ SENTENCES = [
     f"of the {TINY.total:,} parameters of `tiny` (L = {TINY.n_layer}, H = {model('tiny').n_embd}), "
     f"{TINY.share(TINY.token_embedding):.1%} are the token embedding",
     "Why a block of 1024 costs so few parameters",
-    f"From 256 to 1,024 that is {1024 - 256}·H, about {PLACES / SMALL.total:.1%} of the model",
-    f"some {KEPT}·H bytes for each token and layer",
+    f"From 256 to 1,024 that is {1024 - 256}·H more, about {PLACES / SMALL.total:.1%} of the model",
+    f"by about {KEPT}·H bytes for each token and layer",
     "A sequence of 1,024 tokens keeps four times as much as one of 256",
-    f"gradients and moments, {TRAINING} bytes each, once; then what a sequence of 256 and one of 1,024 keeps",
-    f"a layer has {BIASES}·H more and the final norm H",
+    f"gradients and moments, {TRAINING} bytes each",
+    "what a sequence of 256 and one of 1,024 keep, in bytes",
+    f"a layer has {BIASES}·H more parameters, and the final norm H more",
     "the default is 4·H, and for gated layers 8/3·H rounded up to a multiple of 256",
     "stored as one from H to 2·F, and one back",
     "Where F is 4·H the formula says so",
@@ -281,11 +282,11 @@ SENTENCES = [
     f"`scalegpt params --preset 150M_1024 --vocab_size 50257` says {UNPADDED:,}",
     "T = 1,024 and V = 50,257 the formula gives",
     f"a layer of width 768 without biases {OFTEN_COPIED_NORMS:,} norm parameters. Two norms of 768 weights have "
-    f"{SMALL.layer.norms:,}.",
-    f"the same breakdown comes to {OFTEN_COPIED_TOTAL:,} for `150M_1024` untied, where the model has {UNTIED:,}. "
-    f"The {OFTEN_COPIED_TOTAL - UNTIED:,} too many",
+    f"only {SMALL.layer.norms:,}.",
+    f"It comes to {OFTEN_COPIED_TOTAL:,} for `150M_1024` untied, but the model has {UNTIED:,}. "
+    f"The difference of {OFTEN_COPIED_TOTAL - UNTIED:,}",
     f"stores both names is {UNTIED:,} for `150M_1024`",
-    f"counts a shared matrix once and is right, {SMALL.total:,}",
+    f"counts a shared matrix once and is right: {SMALL.total:,}",
     f"so it says {gpt2('GPT-2').total - gpt2('GPT-2').position_embedding:,} for GPT-2 instead of {gpt2('GPT-2').total:,}",
     f"the masks would add {GPT2['GPT-2'][0] * 1024**2:,}",
     f"{MATRICES}·L·H² is {IN_LAYERS:,} for `150M_1024`, {too_low(IN_LAYERS)}",

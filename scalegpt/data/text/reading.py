@@ -264,15 +264,16 @@ def _pieces(source: Source, file: InputFile) -> Iterator[Piece]:
 
 def _cut(parts: Iterable[tuple[str, int]]) -> Iterator[Piece]:
     """Cut one document into pieces; a part is some of its text, and the number of bytes of the file read so far."""
-    kept, read = "", 0
+    kept, read, searched = "", 0, 0
     held: Piece | None = None  # the last piece is known when the text has ended
     for text, read in parts:
         kept += text
-        while len(kept) >= PIECE_CHARACTERS and (place := cut_place(kept)):
+        while len(kept) >= PIECE_CHARACTERS and (place := cut_place(kept, searched)):
             if held is not None:
                 yield held
             held = Piece(kept[:place], read, ends=False)
-            kept = kept[place:]
+            kept, searched = kept[place:], 0
+        searched = len(kept) if len(kept) >= PIECE_CHARACTERS else 0
     if held is not None and kept:
         yield held
     if kept:

@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -71,6 +71,10 @@ class Tokenizer(ABC):
         Some tokenizers treat the beginning of a text in a way of their own.
         """
         return self.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The ids of each of several texts, as :meth:`encode` gives them."""
+        return [self.encode(text) for text in texts]
 
     @property
     def document_start(self) -> int | None:
@@ -206,6 +210,8 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 
 def without_surrogates(text: str) -> str:
     """Replace lone surrogates, which stand for bytes of the command line that are not in the system's encoding."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

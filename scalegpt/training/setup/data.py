@@ -1,6 +1,5 @@
 """Prepares a run's data once on each machine, and opens them on every rank. A resumed run keeps its earlier tokens."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
 from scalegpt.data.foreign.given import found_at
 from scalegpt.data.foreign.opening import tokenizer_setting
+from scalegpt.data.prepare import Progress
 from scalegpt.data.prepared import prepared_at
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
@@ -136,11 +136,11 @@ def setting_of(tokens: TokenSet) -> str:
     return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
-def _progress(logger: Logger, stop: StopRequest, what: str) -> Callable[[int, int], None]:
+def _progress(logger: Logger, stop: StopRequest, what: str) -> Progress:
     """Make a callback that reports each tenth of a long preparation, and ends the preparation if a stop is requested."""
     reported = {0}
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int, tokens: int = 0) -> None:  # noqa: ARG001 - see Progress
         stop.check_alone()
         tenth = 10 * done // max(total, 1)
         if total > REPORTED_FROM and tenth not in reported:

@@ -230,7 +230,10 @@ def test_a_data_set_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     write_parquet(pa.table({"text": TEXTS}), tmp_path / "set" / "train-00000-of-00001.parquet")
-    write_parquet(pa.table({"text": ["t"] * 30}), tmp_path / "set" / "test-00000-of-00001.parquet")
+    write_parquet(
+        pa.table({"text": [f"words of {number}" for number in range(30)]}),
+        tmp_path / "set" / "test-00000-of-00001.parquet",
+    )
     made = prepare([f"hf://{tmp_path}/set"], tmp_path / "out", DataConfig(tokenizer="byte"))
     assert made.meta["documents"] == len(TEXTS)
     made = prepare([f"hf://{tmp_path}/set:test"], tmp_path / "out2", DataConfig(tokenizer="byte"))

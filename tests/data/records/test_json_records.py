@@ -238,5 +238,6 @@ def test_end_of_text_follows_every_record(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", [{"text": text} for text in ("aa", "b", "cc")])
     tokens = prepare([path], tmp_path / "out", DataConfig(tokenizer="byte", val_fraction=0.3))
     end = 256
-    assert [*tokens.train[:], *tokens.val[:]][:5] == [*b"aa", end, *b"b", end]
+    assert tokens.train.tolist() == [*b"a", end, *b"b", end, *b"c", end]
+    assert tokens.val.tolist() == [*b"a", end, *b"c", end]
     assert tokens.meta["documents"] == 3
