@@ -223,7 +223,7 @@ class Tracker(ABC):
         """Add entries to the record. When this returns, the record or the program's own process has them."""
 
     def settle(self) -> None:  # noqa: B027 - few programs have anything to do
-        """Clean up after all entries of the past were sent."""
+        """Clean up after all entries of the steps before this start were sent."""
 
     @abstractmethod
     def close(self, state: str | None) -> None:
