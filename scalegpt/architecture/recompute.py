@@ -16,7 +16,7 @@ from scalegpt.config import ModelConfig
 def saves_its_own(op: Operation) -> bool:
     """Whether autograd saves a result of the operation.
 
-    If so, recompute must run it; otherwise it can stop at its inputs.
+    If autograd saves a result, recompute must run the operation. If not, its inputs are enough.
     """
     return any(value in op.results for value in op.saves)
 

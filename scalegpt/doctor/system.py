@@ -35,7 +35,11 @@ def clock(_: Setting) -> Iterator[Finding]:
             WARNING, "the clock is days behind: ScaleGPT's files are newer", "set it: timedatectl set-ntp true"
         )
     elif abs(gap) > DRIFT:
-        yield Finding(WARNING, f"the wall clock jumped by {gap:+.2f} s just now", "let NTP finish: timedatectl status")
+        yield Finding(
+            WARNING,
+            f"the wall clock jumped by {gap:+.2f} s just now",
+            "wait until NTP has set the clock: timedatectl status",
+        )
     else:
         yield Finding(OK, "the wall clock runs steadily")
 

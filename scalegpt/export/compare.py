@@ -44,10 +44,10 @@ def compare(source: Source, folder: Path) -> str:
     apart, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     if not apart <= MOST_APART * max(largest, 1.0):
         raise RunError(
-            f"transformers computes other logits than ScaleGPT: they differ by up to {apart:.2g}, the largest is "
-            f"{largest:.3g}; nothing was written (a bug in ScaleGPT, or in this version of transformers)"
+            f"transformers computes other logits than ScaleGPT: they differ by up to {apart:.2g}, and the largest logit is "
+            f"{largest:.3g}; nothing was written. This is a bug in ScaleGPT or in this version of transformers"
         )
-    return f"logits compared with transformers: they differ by at most {apart:.1e}, the largest is {largest:.3g}"
+    return f"logits compared with transformers: they differ by at most {apart:.1e}; the largest logit is {largest:.3g}"
 
 
 @torch.no_grad()

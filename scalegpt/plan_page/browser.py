@@ -1,6 +1,6 @@
-"""Answers the page that plans in the browser: :func:`parts` takes what the form holds and gives HTML, both as JSON.
+"""Answers the page that plans in the browser. :func:`parts` takes the form's values as JSON and returns HTML as JSON.
 
-The page's JavaScript only passes text between the form and this module, which asks the planner as ``scalegpt plan`` does.
+The page's JavaScript only passes text between the form and this module. The module plans as ``scalegpt plan`` does.
 """
 
 import json

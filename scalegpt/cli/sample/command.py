@@ -141,9 +141,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="text to continue; -: read it from standard input. Without it, a prompt is read from a pipe, asked for "
-        "on a "
-        "terminal, or else a new text begins",
+        help="text to continue; -: read it from standard input. By default the prompt is read from a pipe, or you "
+        "are asked for it on a terminal. Otherwise a new text begins",
     )
     parser.add_argument(
         "--prompt_file", type=path_argument, metavar="FILE", help="UTF-8 file to continue instead; -: standard input"

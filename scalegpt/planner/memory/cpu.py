@@ -34,8 +34,10 @@ BUFFERS = {
         0: Figure(1.2, _MEASURED), 1: Figure(1.6, _MEASURED), 2: Figure(0.8, _MEASURED), 3: Figure(5.0, _MEASURED)
     },
 }  # fmt: skip
-"""Backend → stage → memory of collectives over several ranks, as a multiple of the model's bytes in the compute dtype:
-gathered weights and gradients being sent, which a CPU frees later than the predicted GPU, and gloo's copies of both."""
+"""Backend → stage → memory of collectives over several ranks, as a multiple of the model's bytes in the compute dtype.
+
+It is the memory of gathered weights, of gradients on their way, and of gloo's copies of both. A CPU frees them later
+than a GPU does."""
 
 KEPT = Figure(0.25, _MEASURED)
 """Bytes beyond the peak in a process that keeps freed memory, as a share of the peak: free blocks that fit no later

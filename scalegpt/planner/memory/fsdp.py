@@ -139,7 +139,7 @@ class FSDPStep(Step):
 
     @property
     def largest_held(self) -> int:
-        """Elements of this rank's largest shard, including row padding, for the gradient norm."""
+        """The number of elements of this rank's largest shard, including row padding."""
         return max(padded(shape, self.shards) for _, shape in self.counted) // self.shards
 
     # --- gathering ---------------------------------------------------------------------------------------------------

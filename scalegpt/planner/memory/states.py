@@ -191,5 +191,8 @@ def training_bytes(model: ModelConfig, train: TrainConfig | None = None) -> dict
 
 
 def cut_over(whole: Mapping[str, int], shards: int, stage: int, cut_from: Mapping[str, int]) -> dict[str, float]:
-    """State → the bytes that a rank holds of it: 1/``shards`` if ``stage`` is at least ``cut_from[state]``, else all."""
+    """State → a rank's bytes of it.
+
+    They are 1/``shards`` of the whole if ``stage`` is at least ``cut_from[state]``, else all.
+    """
     return {state: size / shards if stage >= cut_from[state] else size for state, size in whole.items()}

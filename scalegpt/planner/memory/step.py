@@ -170,7 +170,10 @@ class Step:
 
     @property
     def largest_held(self) -> int:
-        """Elements that a rank holds of the largest gradient, for the gradient norm."""
+        """The number of elements that this rank has of the largest gradient.
+
+        The gradient norm's memory depends on it.
+        """
         return self.parameters.largest
 
     # --- one micro step ----------------------------------------------------------------------------------------------

@@ -113,11 +113,14 @@ def _elements(group: Shapes) -> int:
 
 @lru_cache(maxsize=1024)
 def part_of_group(group: Shapes, shards: int) -> int:
-    """Elements that a rank holds of a group of tensors. Each tensor is cut over the ranks by itself."""
+    """The number of elements in a rank's part of a group of tensors. Each tensor is cut over the ranks by itself."""
     return sum(part_of_tensor(shape, shards) for shape in group)
 
 
 @lru_cache(maxsize=4096)
 def part_of_tensor(shape: Shape, shards: int) -> int:
-    """Elements that a rank holds of a tensor that stage 3 cuts into equal parts, one for each rank."""
+    """The number of elements in a rank's part of a tensor.
+
+    Stage 3 cuts the tensor into equal parts, one for each rank.
+    """
     return math.ceil(numel(shape) / shards)

@@ -50,7 +50,7 @@ class Stage3(ShardedStep):
         self.in_block = False
 
     def part(self, group: Shapes) -> int:
-        """Elements that a rank holds of a group of tensors. Each tensor is cut by itself."""
+        """The number of elements in a rank's part of a group of tensors. Each tensor is cut by itself."""
         return part_of_group(group, self.shards)
 
     def _sub_groups(self, group: Shapes) -> list[int]:

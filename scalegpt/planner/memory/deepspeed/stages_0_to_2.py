@@ -193,14 +193,14 @@ class PartStep(ShardedStep):
         self.ahead = [sum(map(numel, group)) for group in self.groups]
 
     def into_bucket(self, elements: int, width: int, kind: str, group: int, start: int | None = None) -> None:
-        """Copy a gradient into the bucket, which is first reduced if too full.
+        """Copy a gradient into the bucket. If it does not fit, reduce the bucket first.
 
         A gradient larger than the bucket stays beside it.
 
         Args:
             elements: number of elements of the gradient.
-            width: bytes per element that are counted under ``kind`` so far.
-            kind: a kind of memory.
+            width: bytes per element of the gradient before it is copied.
+            kind: the kind of memory that the gradient counts as before it is copied.
             group: whether the gradient is a matrix's (0) or a vector's (1).
             start: where the gradient starts in its flattened group; by default before all gradients that the backward
                 pass has made.
