@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from scalegpt.config.inference import InferenceSettings
 from scalegpt.config.shape import ModelConfig
 from scalegpt.errors import InputError, RunError
+from scalegpt.inputs import Inputs
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.target import Target
 
@@ -99,7 +100,7 @@ def traced(given: Answer) -> Answer:
 def train(
     preset: str | None = None,
     *,
-    input_file: str | Path | None = None,
+    input_file: Inputs | None = None,
     config_file: str | Path | None = None,
     model_name: str | None = None,
     runs_dir: str | Path = "runs",
@@ -120,7 +121,7 @@ def train(
 
     Args:
         preset: a named configuration, see ``scalegpt presets``; None: the settings' defaults.
-        input_file: a text file, a folder of text, or a folder of prepared tokens; None: what ``config_file`` names.
+        input_file: text or tokens, a list of these, or a mixture, ``{path: weight}``; None: what ``config_file`` names.
         config_file: a JSON or YAML file in the form of a preset, instead of a preset.
         model_name: the run's folder in ``runs_dir``; None: the preset's name.
         runs_dir: the folder of all runs.
@@ -147,7 +148,7 @@ def train(
     stop = StopRequest()
     request = Request.of(
         preset=preset, config_file=_text(config_file), name=model_name, runs_dir=Path(runs_dir), fresh=fresh, margin=margin,
-        settings={**settings, **_given(input_file=_text(input_file))}, allow_change=allow_change,
+        settings={**settings, **_given(input_file=input_file)}, allow_change=allow_change,
         trust_checkpoint=trust_checkpoint, resume_step=resume_step, progress=progress, given_in="train()",
     )  # fmt: skip
     ending = run_request(request, device, stop, LauncherWatch(stop))

@@ -54,12 +54,12 @@ def user_path(text: str) -> str:
     Raises:
         InputError: no file can have that path, or there is no such user.
     """
+    if not text or re.search("[\0\ud800-\udc7f\udd00-\udfff]", text):  # JSON can hold halves of surrogate pairs
+        raise InputError(f"{shown(text)} is not a valid path")
     path = os.path.expanduser(text)  # noqa: PTH111 - pathlib makes ./~ a ~ again
     if path.startswith("~"):
         user = path.split("/")[0]
         raise InputError(f"{shown(text)}: there is no user {shown(user[1:])}; for a file of that name give ./{user}")
-    if not path or "\0" in path:
-        raise InputError(f"{shown(text)} is not a valid path")
     if len(os.fsencode(path)) > _PATH_BYTES or any(len(os.fsencode(part)) > _NAME_BYTES for part in path.split("/")):
         raise InputError(f"{shown(text)}: the path or a name in it is too long")
     return path

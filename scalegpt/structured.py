@@ -189,10 +189,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_lines(path: Path, longest: int = LINE_LIMIT) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line of a log of JSON objects, and its parsed object.
 
-    Lines that are cut short or not objects are skipped.
+    Lines that are cut short, not objects, or longer than ``longest`` characters are skipped.
 
     A crash may cut the last line short. The file may be large, so only one line at a time is in memory.
 
@@ -204,7 +204,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with TextIOWrapper(open_plain(path), encoding="utf-8", errors="replace") as file:
             is_whole, length = True, 0
-            while line := file.readline(LINE_LIMIT):
+            while line := file.readline(longest):
                 begins, is_whole = is_whole, line.endswith("\n")
                 length = len(line) if begins else length + len(line)
                 if length > _ENDLESS_LINE:

@@ -16,12 +16,13 @@ from scalegpt.config import DataConfig
 from scalegpt.config.run import READING
 from scalegpt.config.settings import Section, setting, steps_of
 from scalegpt.errors import InputError
+from scalegpt.inputs import as_text
 from scalegpt.structured import read_lines
 from scalegpt.text import one_line
 from scalegpt.units import human_count, human_time
 
 if TYPE_CHECKING:
-    from scalegpt.data.ledger import Window
+    from scalegpt.data.windows.ledger import Window
 
 OVERVIEW = """\
 scalegpt data: text to tokens
@@ -94,10 +95,10 @@ def _train_tokenizer(words: list[str]) -> int:
     )
     parser.add_argument(
         "--input_file",
-        type=path_argument,
+        nargs="+",
         required=True,
-        metavar="X",
-        help="text files and folders of them, with commas",
+        metavar="PATH",
+        help="text files and folders of them",
     )
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
     add_settings(parser, "tokenizer", VocabularySettings)
@@ -111,7 +112,7 @@ def _train_tokenizer(words: list[str]) -> int:
     from scalegpt.data.prepare import split_inputs
     from scalegpt.data.tokenizer_training import train_tokenizer
 
-    inputs = split_inputs(arguments.input_file)
+    inputs = split_inputs(as_text(arguments.input_file))
     with _progress("counting words") as progress:
         made = train_tokenizer(inputs, arguments.out, vocabulary.vocab, settings, progress=progress)
     facts = {
@@ -296,7 +297,7 @@ def _ledger(words: list[str]) -> int:
     if last > taken:
         rest = f"{taken:,} steps; ask for at most step {taken}" if taken else "no step yet; train it first"
         raise InputError(f"steps {arguments.steps}: {folder} has taken {rest}")
-    from scalegpt.data.ledger import Ledger
+    from scalegpt.data.windows.ledger import Ledger
 
     steps = Ledger(folder / LEDGER).windows(range(first, last + 1))
     for line in _json_lines(steps) if arguments.json else _windows_table(steps):
@@ -328,10 +329,15 @@ def _json_lines(steps: Iterator[tuple[int, "list[Window]"]]) -> Iterator[str]:
 
 
 def _windows_table(steps: Iterator[tuple[int, "list[Window]"]]) -> Iterator[str]:
-    file = None
+    """A table for each step. A file that all windows of a step begin in is named above it, several files in the rows."""
+    files: set[str] = set()
     for step, windows in steps:
-        if windows[0].file != file:
-            file = windows[0].file
-            yield f"{file}; offsets and lengths in tokens"
+        before, files = files, {each.file for each in windows}
+        if len(files) == 1 and files != before:
+            yield f"{windows[0].file}; offsets and lengths in tokens"
         rows = [[str(step), str(each.order), str(each.number), str(each.offset), str(each.length)] for each in windows]
-        yield aligned([["step", "order", "window", "offset", "length"], *rows], right=range(5))
+        head = ["step", "order", "window", "offset", "length"]
+        if len(files) > 1:
+            head += ["source", "file"]
+            rows = [[*row, each.source, each.file] for row, each in zip(rows, windows, strict=True)]
+        yield aligned([head, *rows], right=range(5))

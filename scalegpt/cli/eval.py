@@ -12,6 +12,7 @@ from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, 
 from scalegpt.config import DataConfig
 from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.run import READING
+from scalegpt.inputs import as_text
 
 if TYPE_CHECKING:  # importing torch takes seconds; --help and a mistyped flag must not wait for it
     from scalegpt.inference.evaluation import Evaluation
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     settings = EvaluationSettings.from_mapping(given_settings(arguments, EvaluationSettings), "command line")
     reading = DataConfig.from_mapping(given_settings(arguments, DataConfig), "command line")
 
+    given = as_text(arguments.input_file)
     from scalegpt.inference.load import load_model
 
     loaded = load_model(
@@ -44,14 +46,14 @@ def main(argv: Sequence[str]) -> int:
     start = time.perf_counter()
     try:
         result = loaded.evaluate(
-            arguments.input_file, split=arguments.split, stride=settings.stride, micro_batch=settings.micro_batch,
+            given, split=arguments.split, stride=settings.stride, micro_batch=settings.micro_batch,
             progress=progress, **{key: getattr(reading, key) for key in READING},
         )  # fmt: skip
     finally:
         if progress is not None:
             progress.clear()
     seconds = time.perf_counter() - start
-    facts = _facts(arguments, settings, loaded, result)
+    facts = _facts(arguments.run, given, settings, loaded, result)
     if arguments.json:
         show_json({**facts, "seconds": seconds, "tokens_per_second": result.tokens / seconds})
     else:
@@ -66,9 +68,9 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--input_file",
-        type=path_argument,
         metavar="FILE",
-        help="text or code, a folder of it, or a folder made by `scalegpt data prepare`",
+        help="text or code, a folder of it, or a folder made by `scalegpt data prepare`; several, with commas, are one text, "
+        "or with weights (a=0.7,b=0.3) a mixture",
     )
     parser.add_argument(
         "--split",
@@ -81,12 +83,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _facts(arguments: Any, settings: EvaluationSettings, loaded: "LoadedModel", result: "Evaluation") -> dict[str, Any]:
+def _facts(
+    run: str, given: str | None, settings: EvaluationSettings, loaded: "LoadedModel", result: "Evaluation"
+) -> dict[str, Any]:
     block = loaded.model.config.block_size
     return {
-        "run": arguments.run,
+        "run": run,
         "step": loaded.header.progress.step,
-        "input_file": arguments.input_file,
+        "input_file": given,
         "split": result.split,
         "loss": result.loss,
         "perplexity": result.perplexity if math.isfinite(result.perplexity) else None,
@@ -96,6 +100,14 @@ def _facts(arguments: Any, settings: EvaluationSettings, loaded: "LoadedModel", 
         "documents": result.documents,
         "block_size": block,
         "stride": settings.stride or block,
+        "sources": [
+            {
+                "name": source.name,
+                "weight": source.weight,
+                **{key: getattr(source, key) for key in ("loss", "bits_per_byte", "tokens", "bytes")},
+            }
+            for source in result.sources
+        ],
     }
 
 
@@ -117,6 +129,12 @@ def _print(facts: dict[str, Any], tokens_per_second: float) -> None:
     for name, value in rows.items():
         if value:
             show_row(f"{name:<15}", value)
+    for source in facts["sources"]:
+        show_row(
+            f"{'source':<15}",
+            f"{source['name']}, weight {source['weight']:.4g}: {source['loss']:.4f} nats per token, "
+            f"{source['bits_per_byte']:.4f} bits per byte, {source['tokens']:,} scored",
+        )
 
 
 class _ProgressLine(ProgressLine):

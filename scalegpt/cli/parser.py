@@ -194,7 +194,7 @@ def add_settings(
             default=argparse.SUPPRESS,
             help=f"{words}{bounds} [{default}]",
             metavar=choices or _metavar(field),
-            nargs="?" if takes_bare else None,
+            nargs="?" if takes_bare else "+" if field.metadata["as_text"] else None,
             const="on" if takes_bare else None,
         )
 

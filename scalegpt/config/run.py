@@ -10,6 +10,7 @@ from scalegpt.config.shape import ModelConfig
 from scalegpt.config.tokenizer import check_tokenizer, is_file
 from scalegpt.config.train import TrainConfig
 from scalegpt.errors import InputError
+from scalegpt.inputs import WeightedInput, as_text, sources_of
 
 AUTO = "auto"
 PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompute", "loss"})
@@ -75,13 +76,16 @@ class DataConfig(Section):
     """The data settings: which text is read, and how it becomes tokens.
 
     Raises:
-        InputError: ``tokenizer`` is neither a name nor a path, or ``end_of_text`` is given for a tokenizer with a name.
+        InputError: ``tokenizer`` is neither a name nor a path; ``end_of_text`` is given for a tokenizer with a name; or the
+            weights of ``input_file`` cannot be used (:func:`scalegpt.inputs.sources_of`).
     """
 
     input_file: str | None = setting(
         None,
-        "text or code, a folder of it, or token files made by `scalegpt data prepare` or another program",
+        "text or code, a folder of it, or token files made by `scalegpt data prepare` or another program; several are one "
+        "text, or with weights (a=0.7 b=0.3) a mixture",
         is_path=True,
+        as_text=as_text,
     )
     tokenizer: str = setting(
         "gpt2", "gpt2 BPE, byte or char level, or the path of a tokenizer.json or of its folder", is_path=True
@@ -116,10 +120,17 @@ class DataConfig(Section):
     def check(self) -> None:
         """Refuse a tokenizer that cannot be one, and an end-of-text token for a tokenizer that has its own."""
         check_tokenizer(self.tokenizer)
+        if self.input_file is not None:
+            sources_of(self.input_file)
         if self.end_of_text is not None and not is_file(self.tokenizer):
             raise InputError(
                 f"end_of_text names a token of a tokenizer.json, and tokenizer is {self.tokenizer}; omit --end_of_text"
             )
+
+    @property
+    def sources(self) -> tuple[WeightedInput, ...]:
+        """The sources that ``input_file`` names, one unless it is a mixture; empty if it is not set."""
+        return () if self.input_file is None else sources_of(self.input_file)
 
 
 READING = ("text_field", "encoding", "as_text", "include", "exclude", "gitignore", "follow_links")

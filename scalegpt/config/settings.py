@@ -8,6 +8,7 @@ import dataclasses
 import math
 import operator
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -44,13 +45,15 @@ def setting(
     below: float | None = None,
     is_path: bool = False,
     words: tuple[str, ...] = (),
+    as_text: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A dataclass field that is a setting, with its help and its bounds.
 
     ``minimum`` and ``maximum`` are inclusive, ``above`` and ``below`` exclusive; ``choices`` are the allowed words. A
-    text field with ``words`` holds some of these words, separated by commas; in a file it may be a list. None, which
-    only optional fields allow, is within all bounds. In a path (``is_path``), ``~`` is the home folder. Give every
-    number an upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
+    text field with ``words`` holds some of these words, separated by commas; in a file it may be a list. ``as_text`` makes
+    the text of a field that takes several words on the command line, and lists and mappings in files. None, which only
+    optional fields allow, is within all bounds. In a path (``is_path``), ``~`` is the home folder. Give every number an
+    upper bound, far above any use, so that arithmetic with it neither overflows nor takes minutes.
     """
     metadata = {
         "help": help,
@@ -61,6 +64,7 @@ def setting(
         "below": below,
         "is_path": is_path,
         "words": words,
+        "as_text": as_text,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -136,6 +140,8 @@ def coerce(field: "dataclasses.Field[Any]", value: Any) -> Any:
         InputError: the value cannot be converted to that type.
     """
     kinds = field_types(field)
+    if field.metadata["as_text"] is not None:
+        value = field.metadata["as_text"](value)
     if type(None) in kinds and (value is None or str(value).lower() in {"none", "null"}):
         return None
     word = "on" if value else "off"
@@ -181,7 +187,7 @@ def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
     text: str = value
     if len(text) > _LONGEST_TEXT:
         raise InputError(f"{field.name} has more than {_LONGEST_TEXT:,} characters")
-    if field.metadata["is_path"]:
+    if field.metadata["is_path"] and field.metadata["as_text"] is None:
         try:
             return user_path(text)
         except InputError as error:

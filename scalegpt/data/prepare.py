@@ -17,7 +17,7 @@ from scalegpt.data.preparation.encoding import BatchEncoder, encoded
 from scalegpt.data.preparation.identity import Preparation, identify
 from scalegpt.data.preparation.tails import TailWriter
 from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
-from scalegpt.data.remote.download import local_path
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.remote.inputs import as_paths
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.corpus import Corpus, survey
@@ -25,6 +25,7 @@ from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
 from scalegpt.data.text.ignoring import Selection
 from scalegpt.data.tokenizers import HFTokenizer, Tokenizer, load_tokenizer
 from scalegpt.errors import InputError, NoSpaceError
+from scalegpt.inputs import paths_of
 from scalegpt.storage import check_space, disk_errors
 from scalegpt.system.cores import usable_cores
 from scalegpt.text import one_line
@@ -83,8 +84,8 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
     """
     if data.input_file is None:
         raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
-    path = local_path(data.input_file, progress)
-    if is_prepared(path):
+    path = prepared_at(data.input_file, progress)
+    if path is not None:
         return checked(open_given(path, data), progress)
     work = _survey(split_inputs(data.input_file), data)
     with cache_errors():
@@ -130,10 +131,8 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
 
 
 def split_inputs(text: str) -> list[str]:
-    """Split ``--input_file`` at its commas, unless the whole value is the path of a file or folder."""
-    if os.path.exists(text):  # noqa: PTH110 - pathlib's raises where a folder is closed
-        return [text]
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """The files and folders of one corpus that ``--input_file`` names (:func:`scalegpt.inputs.paths_of`)."""
+    return paths_of(text)
 
 
 def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Corpus:

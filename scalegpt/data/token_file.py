@@ -126,11 +126,6 @@ class TokenFile:
                     f"the vocabulary of {vocab_size}; use --vocab_size auto, or prepare the data with its tokenizer"
                 )
 
-    def digests(self) -> tuple[str, list[str]]:
-        """The SHA-256 of the only file, and the SHA-256 of each of its blocks (:func:`digests_of`), in hex."""
-        (part,) = self.tokens.parts
-        return digests_of(part)
-
 
 def opened(path: Path, parts: Sequence[Part]) -> TokenFile:
     """The tokens of one split, whose parts are known; ``path`` is the file, or the folder of several.

@@ -9,8 +9,8 @@ transformers' guide to perplexity (https://huggingface.co/docs/transformers/perp
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,8 @@ class Evaluation:
         bytes: size of the whole text in UTF-8, in bytes.
         documents: number of documents; None if it is not known.
         split: the split of prepared tokens; None for the text of files.
+        name: the source, as the user named it.
+        weight: the source's part of a mixture, from 0 to 1.
     """
 
     nats: float
@@ -44,6 +46,13 @@ class Evaluation:
     bytes: int
     documents: int | None
     split: str | None
+    name: str = field(default="", compare=False)
+    weight: float = 1.0
+
+    @property
+    def sources(self) -> tuple["Evaluation", ...]:
+        """The evaluation of each source of a mixture; empty for one text."""
+        return ()
 
     @property
     def loss(self) -> float:
@@ -65,6 +74,52 @@ class Evaluation:
         It is comparable across tokenizers.
         """
         return self.nats / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True)
+class MixedEvaluation(Evaluation):
+    """The evaluation of a mixture. ``nats``, ``tokens`` and ``bytes`` are sums; the means are over the sources by weight.
+
+    Attributes:
+        parts: the evaluation of each source.
+    """
+
+    parts: tuple[Evaluation, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Evaluation, ...]:
+        """The evaluation of each source."""
+        return self.parts
+
+    @property
+    def loss(self) -> float:
+        """The mean of the sources' losses, in nats per token, each with the source's weight: what training minimises."""
+        return sum(part.weight * part.loss for part in self.parts)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The bits of a token over its bytes, both as a mean over the sources by weight."""
+        size = sum(part.weight * part.bytes / part.tokens for part in self.parts)
+        return self.loss / math.log(2) / size
+
+
+def mean_of(parts: Sequence[Evaluation]) -> MixedEvaluation:
+    """The evaluation of a mixture from those of its sources."""
+    known = [part.documents for part in parts if part.documents is not None]
+    return MixedEvaluation(
+        nats=sum(part.nats for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        documents=sum(known) if len(known) == len(parts) else None,
+        split=parts[0].split,
+        parts=tuple(parts),
+    )
+
+
+def part_of(progress: Progress, done: Sequence[Evaluation], texts: int) -> Progress:
+    """The progress of a text as that of all ``texts``, after those that are ``done``."""
+    before, tokens = len(done), sum(each.tokens for each in done)
+    return lambda share, scored: progress((before + share) / texts, tokens + scored)
 
 
 class Window(NamedTuple):
@@ -118,7 +173,7 @@ def evaluate(
         raise InputError("the text is too short: it has no token after its first; give a longer text")
     if not nats.isfinite():
         raise DivergedError("the loss is not finite: training diverged; use an earlier checkpoint, or train again")
-    return Evaluation(nats.item(), tokens, size.bytes, text.documents, text.split)
+    return Evaluation(nats.item(), tokens, size.bytes, text.documents, text.split, text.name, text.weight)
 
 
 class _Size:

@@ -1,7 +1,6 @@
 """A loaded model, with methods that continue prompts and score texts."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalegpt.checkpoint.manifest import Header
@@ -10,14 +9,14 @@ from scalegpt.config.inference import EvaluationSettings
 from scalegpt.config.run import READING
 from scalegpt.config.sampling import SamplingSettings
 from scalegpt.data.prepare import split_inputs
-from scalegpt.data.remote.download import local_path
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.sidecar import SPLITS
-from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.errors import InputError, nearest
 from scalegpt.inference.continuations import Part, Request, continue_prompts
-from scalegpt.inference.evaluation import Evaluation, Progress, evaluate
+from scalegpt.inference.evaluation import Evaluation, Progress, evaluate, mean_of, part_of
 from scalegpt.inference.texts import Text, text_of_files, text_of_split, tokens_of_folder, tokens_of_run
+from scalegpt.inputs import MIXTURE_BLOCK, Inputs, as_text, shares_of, sources_of
 from scalegpt.model.gpt import GPT
 from scalegpt.text import one_line, shown
 
@@ -102,7 +101,7 @@ class LoadedModel(NamedTuple):
 
     def evaluate(
         self,
-        input_file: str | Path | None = None,
+        input_file: Inputs | None = None,
         *,
         split: str | None = None,
         stride: int | None = None,
@@ -113,8 +112,8 @@ class LoadedModel(NamedTuple):
         """Score how well the model predicts a text, or a split of prepared tokens.
 
         Args:
-            input_file: a text file, a folder of text, several of these separated by commas, or a folder of prepared
-                tokens; None: the tokens that the run was trained on.
+            input_file: a text file, a folder of text, a list of these, or a folder of prepared tokens; several with weights,
+                such as ``{"a.txt": 0.7, "b.txt": 0.3}``; None: the tokens that the run was trained on.
             split: ``train`` or ``val`` of prepared tokens; None: ``val``. Only for prepared tokens.
             stride: tokens between the starts of two windows, from 1 to ``block_size``; None: ``block_size``. A smaller
                 stride gives tokens more context, and takes longer.
@@ -124,7 +123,7 @@ class LoadedModel(NamedTuple):
 
         Returns:
             The evaluation, with ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``tokens``, ``bytes`` and
-            ``documents``.
+            ``documents``. Of several sources it is their mean by weight, and ``sources`` has the evaluation of each.
 
         Raises:
             InputError: a value outside its bounds; the text cannot be read, or the run's data are missing.
@@ -135,16 +134,31 @@ class LoadedModel(NamedTuple):
         for key in reading:
             if key not in READING:
                 raise InputError(f"evaluate(): unknown key {shown(key)}{nearest(key, READING)}")
-        text = self._text(input_file, split, DataConfig.from_mapping(reading, "evaluate()"))
-        return evaluate(self.model, text, stride=settings.stride, micro_batch=settings.micro_batch, progress=progress)
+        texts = list(self._texts(input_file, split, DataConfig.from_mapping(reading, "evaluate()")))
+        found: list[Evaluation] = []
+        for text in texts:
+            report = None if progress is None else part_of(progress, found, len(texts))
+            found.append(
+                evaluate(self.model, text, stride=settings.stride, micro_batch=settings.micro_batch, progress=report)
+            )
+        return found[0] if len(found) == 1 else mean_of(found)
 
-    def _text(self, input_file: str | Path | None, split: str | None, reading: DataConfig) -> Text:
+    def _texts(self, input_file: Inputs | None, split: str | None, reading: DataConfig) -> Iterator[Text]:
+        """The text of each source, with its name and weight."""
         if split not in (None, *SPLITS):
             raise InputError(f"split must be {' or '.join(SPLITS)}, not {shown(split)}")
         if input_file is None:
-            return text_of_split(tokens_of_run(self.header), split or "val")
-        path = local_path(str(input_file))
-        if is_prepared(path):
+            for own in tokens_of_run(self.header).sources:
+                yield text_of_split(own.tokens, split or "val")._replace(name=own.name, weight=own.weight)
+            return
+        sources = sources_of(as_text(input_file))
+        shares = shares_of([source.weight for source in sources])
+        for source, share in zip(sources, shares, strict=True):
+            yield self._text(source.text, split, reading)._replace(name=source.text, weight=share / MIXTURE_BLOCK)
+
+    def _text(self, input_file: str, split: str | None, reading: DataConfig) -> Text:
+        path = prepared_at(input_file)
+        if path is not None:
             return text_of_split(tokens_of_folder(path, self.tokenizer), split or "val")
         if split is not None:
             raise InputError(
@@ -155,7 +169,7 @@ class LoadedModel(NamedTuple):
         is_packed = self.model.document_end is not None
         first = self.tokenizer.document_start
         first = self.tokenizer.end_of_text if first is None and not is_packed else first
-        return text_of_files(split_inputs(str(input_file)), self.tokenizer, reading, first)
+        return text_of_files(split_inputs(input_file), self.tokenizer, reading, first)
 
     def all_prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of each prompt, as :meth:`prompt_ids` gives them.

@@ -1,7 +1,6 @@
 """Reads the text on which a model is evaluated: text files or prepared tokens, piece by piece, in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,13 @@ from scalegpt.config import DataConfig
 from scalegpt.data.cache import cache_errors, cached_with
 from scalegpt.data.foreign.given import open_for
 from scalegpt.data.prepare import prepare_cached, survey_reporting
-from scalegpt.data.remote.download import local_path
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.text import reading
 from scalegpt.data.text.corpus import Corpus
-from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.text.reading import Source, read_documents
 from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.data.windows.mixture import Mixture, prepare_mixture
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
@@ -48,8 +47,7 @@ class Piece(NamedTuple):
     share: float
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A text on which a model is evaluated.
 
     Attributes:
@@ -57,11 +55,15 @@ class Text:
             can be read once, one after another.
         documents: number of documents; None if it is not known.
         split: the split of prepared tokens; None for the text of files.
+        name: the source that it is the text of, as the user named it; empty if nobody asks.
+        weight: the source's part of a mixture, from 0 to 1.
     """
 
     streams: Iterable[Iterator[Piece]]
     documents: int | None
     split: str | None = None
+    name: str = ""
+    weight: float = 1.0
 
 
 def text_of_files(inputs: Sequence[str | Path], tokenizer: Tokenizer, settings: DataConfig, first: int | None) -> Text:
@@ -148,7 +150,7 @@ def _count_documents(meta: dict[str, Any], split: str) -> int | None:
     return held_out if split == "val" else documents - held_out
 
 
-def tokens_of_run(header: Header) -> TokenSet:
+def tokens_of_run(header: Header) -> Mixture:
     """The tokens that a run was trained on: prepared by the user, from the cache, or prepared again from the text.
 
     Raises:
@@ -159,9 +161,12 @@ def tokens_of_run(header: Header) -> TokenSet:
         raise InputError("this model does not say which data it was trained on; give --input_file with a text")
     settings = DataConfig.from_mapping(data, "the checkpoint's configuration, data")
     given = str(settings.input_file)
-    with cache_errors():
-        kept = None if is_prepared(local_path(given)) else cached_with(header.data)
-    tokens = kept or prepare_cached(settings, begun_with=header.data)
+    if len(settings.sources) > 1:
+        tokens = prepare_mixture(settings)[0]
+    else:
+        with cache_errors():
+            kept = None if prepared_at(given) is not None else cached_with(header.data)
+        tokens = Mixture.alone(given, kept or prepare_cached(settings, begun_with=header.data))
     if tokens.digest != header.data:
         raise InputError(
             f"{one_line(given)} no longer gives the tokens that the run was trained on; restore it, or give "

@@ -41,15 +41,15 @@ class Timed:
 
     Attributes:
         work: the planner's count of the work of a step.
-        micro_step: least seconds of the forward and backward pass.
-        update: least seconds of the optimizer update.
+        least: least seconds of the forward and backward pass.
         typical: median seconds of the forward and backward pass.
+        update: median seconds of the optimizer update.
     """
 
     work: StepTotals
-    micro_step: float
-    update: float
+    least: float
     typical: float
+    update: float
 
 
 def probe_run(name: str, precision: str, *, fewer: bool = False) -> RunConfig:
@@ -92,21 +92,19 @@ class Probe:
         self.passes: list[float] = []
         self.updates: list[float] = []
 
-    def step(self) -> float:
-        """Take a step, and return its seconds by :func:`clock`."""
+    def step(self, *, counts: bool = True) -> float:
+        """Take a step, and return its seconds by :func:`clock`; it ``counts`` if it is to be a part of :meth:`timed`."""
         start = clock()
         self.backend.micro_step(self.tokens, self.tokens, last=True)
         between = clock()
         self.backend.step(1e-4)
         end = clock()
-        self.passes.append(between - start)
-        self.updates.append(end - between)
+        if counts:
+            self.passes.append(between - start)
+            self.updates.append(end - between)
         return end - start
 
     def timed(self) -> Timed:
-        """The work of a step, and the times of the steps so far.
-
-        The first step also selects kernels, so its time is used only if there is no other.
-        """
-        passes, updates = self.passes[1:] or self.passes, self.updates[1:] or self.updates
-        return Timed(work_of(self.run), min(passes), min(updates), statistics.median(passes))
+        """The work of a step, and the time of the steps that counted."""
+        least, typical = min(self.passes), statistics.median(self.passes)
+        return Timed(work_of(self.run), least, typical, statistics.median(self.updates))

@@ -19,11 +19,11 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.errors import RunError
-from scalegpt.hardware.processor import MEASURED, Measured, Processor, ProcessorRates, keep, kept
+from scalegpt.hardware.processor import MEASURED, Measured, Processor, ProcessorRates, keep, kept, threads_alone
 from scalegpt.speed.probes import SHAPES, Probe, Timed, clock
 from scalegpt.text import one_line
 
-SECONDS = 1.5
+SECONDS = 2.5
 """No further round of a dtype's probes begins after this many seconds.
 
 Only the second round may begin later, up to twice this time.
@@ -39,6 +39,12 @@ COMPARED = "narrow"
 
 DISTURBED = 1.3
 """The machine was busy if the median times of the probes' passes add up to this many times their least times."""
+
+UNDISTURBED = 0.85
+"""The machine is idle if at least this share of the cores that the probes want is idle or used by them."""
+
+GLANCE = 0.3
+"""Seconds for which :func:`is_busy` watches the cores."""
 
 LONGEST = 180
 """Seconds after which measuring is given up."""
@@ -123,26 +129,29 @@ def main() -> None:
 
 def measure() -> Measured:
     """Measure the processor in fp32 and bf16, with torch's current number of threads."""
-    idle = torch.get_num_threads() == 1 or not is_busy()
+    cores = Cores()
     fp32, few = timed("fp32"), {precision: _few_tokens(precision) for precision in MEASURED}
     bf16 = timed("bf16", fewer=few["bf16"] > SLOW * few["fp32"])
-    least, typical = sum(each.micro_step for each in fp32.values()), sum(each.typical for each in fp32.values())
-    first = fitted(list(fp32.values()))
-    return Measured(first, fitted(list(bf16.values()), expected=first), quiet=idle and typical < DISTURBED * least)
+    threads = torch.get_num_threads()
+    # With one thread the clock counts the process's own time.
+    undisturbed = threads == 1 or cores.available() >= UNDISTURBED * threads
+    quiet = undisturbed and sum(each.typical for each in fp32) < DISTURBED * sum(each.least for each in fp32)
+    first = fitted(fp32, quiet=quiet)
+    return Measured(first, fitted(bf16, expected=first, quiet=quiet), quiet=quiet)
 
 
 def _few_tokens(precision: str) -> float:
     """Time the second step of the probe :data:`COMPARED` with few tokens, in seconds."""
     probe = Probe(COMPARED, precision, fewer=True)
-    probe.step()
+    probe.step(counts=False)
     return probe.step()
 
 
-def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
+def timed(precision: str, *, fewer: bool = False) -> list[Timed]:
     """Time all probes in rounds, so that a short disturbance of the machine affects only a few steps of each.
 
-    In a round each probe takes two steps, because the first one finds the caches filled by another probe. When the time
-    is nearly over, each probe takes one step.
+    In a round each probe takes three steps. The first does not count, because it finds the caches filled by another probe.
+    When the time is nearly over, each probe takes one step, which counts.
     """
     probes = {name: Probe(name, precision, fewer=fewer) for name in SHAPES}
     start = clock()
@@ -150,26 +159,29 @@ def timed(precision: str, *, fewer: bool = False) -> dict[str, Timed]:
         if number and clock() - start > (SECONDS if number >= LEAST_ROUNDS else 2 * SECONDS):
             break
         for probe in probes.values():
-            probe.step()
-            if clock() - start < 2 * SECONDS:
+            is_late = clock() - start > 2 * SECONDS
+            probe.step(counts=is_late)
+            for _ in range(0 if is_late else 2):
                 probe.step()
-    return {name: probe.timed() for name, probe in probes.items()}
+    return [probe.timed() for probe in probes.values()]
 
 
-def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None) -> ProcessorRates:
+def fitted(probes: Sequence[Timed], expected: ProcessorRates | None = None, *, quiet: bool = True) -> ProcessorRates:
     """The rates with which the time model predicts the probes' times with the least squares of relative errors.
 
     Args:
         probes: the work and the times.
         expected: the rates of another dtype. Where slow matmuls hide the cost of moving bytes or of starting kernels,
             the times do not determine these rates, and they stay near the expected ones.
+        quiet: whether the machine was idle. The median times of an idle machine are used: for a moment a processor may run
+            faster than it does for minutes. Of a busy machine the least times are used, which other processes affect least.
     """
     amounts, seconds = [], []
     for probe in probes:
         passes = zip(probe.work.forward, probe.work.backward, strict=True)
         flops, attention, moved, kernels, outputs, loss = map(sum, passes)
         amounts.append([flops, 2 * outputs, attention, moved, loss, kernels])
-        seconds.append(probe.micro_step)
+        seconds.append(probe.typical if quiet else probe.least)
     for place, unit in (
         () if expected is None else enumerate((1 / expected.memory, 1 / expected.loss, expected.kernel), 3)
     ):
@@ -212,6 +224,29 @@ def non_negative(amounts: Sequence[Sequence[float]], seconds: Sequence[float], w
     return list((best / scale).tolist())
 
 
+class Cores:
+    """Watches how many cores other processes leave to this one, from its making on."""
+
+    def __init__(self) -> None:
+        self._start, self._idle, self._own = time.perf_counter(), _idle_seconds(), time.process_time()
+
+    def available(self) -> float:
+        """The number of cores that were idle or used by this process, on average since this object was made.
+
+        The load average does not tell: it lags by a minute, and counts this process.
+        """
+        passed = max(time.perf_counter() - self._start, 1e-3)
+        return (_idle_seconds() - self._idle + time.process_time() - self._own) / passed
+
+
+def _idle_seconds() -> float:
+    """Seconds for which cores were idle or waited for a disk, of all cores together, since the machine started."""
+    times = psutil.cpu_times()
+    return float(times.idle + getattr(times, "iowait", 0.0))
+
+
 def is_busy() -> bool:
-    """Whether other processes want more than half of the cores."""
-    return psutil.getloadavg()[0] > 0.5 * (psutil.cpu_count() or 1)
+    """Whether other processes now use cores that a process that trains alone wants."""
+    cores = Cores()
+    time.sleep(GLANCE)
+    return cores.available() < UNDISTURBED * threads_alone()

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalegpt.backends import World
-from scalegpt.data.sampler import Batch, WindowSampler, cut_windows, held_out_starts, rank_share
-from scalegpt.data.stored import StoredTokens, Tokens
+from scalegpt.data.windows.mixture import MixedTokens
+from scalegpt.data.windows.sampler import Batch, MixtureSampler, Windows, held_out_starts, rank_share
+from scalegpt.inputs import share_of
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 
@@ -21,7 +23,7 @@ class TrainingBatches:
     """The micro batches of this rank, step by step.
 
     Args:
-        tokens: the training tokens.
+        tokens: the training tokens of each source.
         plan: gives the micro batch, the accumulation and the block size.
         world: the ranks.
         seed: decides the order of the windows.
@@ -31,14 +33,14 @@ class TrainingBatches:
 
     def __init__(
         self,
-        tokens: StoredTokens | Tokens,
+        tokens: MixedTokens,
         plan: BatchPlan,
         world: World,
         seed: int,
         document_end: int | None = None,
     ) -> None:
         self.tokens, self.plan, self.world, self.document_end = tokens, plan, world, document_end
-        self.sampler = WindowSampler(len(tokens), plan.block_size, seed)
+        self.sampler = MixtureSampler(tokens.sizes, tokens.shares, plan.block_size, seed)
         self._ahead: ReadAhead | None = None
 
     def step(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,10 +71,11 @@ class TrainingBatches:
     def _from(self, first: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield the micro batches of all steps from window ``first`` on, without end."""
         while True:
-            starts = self.sampler.starts(first, self.plan.sequences)
+            windows = self.sampler.windows(first, self.plan.sequences)
             for micro in range(self.plan.grad_accum):
-                share = rank_share(starts, self.world.rank, self.world.size, micro, self.plan.micro_batch)
-                yield _within_documents(*cut_windows(self.tokens, share, self.plan.block_size), self.document_end)
+                world = self.world
+                mine = (rank_share(each, world.rank, world.size, micro, self.plan.micro_batch) for each in windows)
+                yield _within_documents(*self.tokens.cut(Windows(*mine), self.plan.block_size), self.document_end)
             first += self.plan.sequences
 
 
@@ -139,44 +142,68 @@ class ReadAhead:
             self._ready.put(error)
 
 
+class HeldOutBatch(NamedTuple):
+    """A micro batch of an evaluation.
+
+    Attributes:
+        inputs: int64 [B, T], on the device.
+        targets: int64 [B, T], on the device.
+        counted: number of targets that count in the loss.
+        source: number of the source that all its windows are from.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    counted: int
+    source: int
+
+
 class HeldOutBatches:
     """The batches of an evaluation. Every evaluation, on any number of ranks, uses the same held-out sequences.
 
+    Each source gives its part of ``limit`` tokens by its weight, rounded up to whole sequences; all its tokens, if it has
+    fewer.
+
     Args:
-        tokens: the held-out tokens.
+        tokens: the held-out tokens of each source.
         plan: gives the micro batch and the block size.
         world: the ranks.
-        limit: number of tokens to evaluate, rounded up to whole sequences; all tokens, if there are fewer.
+        limit: number of tokens to evaluate.
         document_end: as for :class:`TrainingBatches`.
     """
 
     def __init__(
         self,
-        tokens: StoredTokens | Tokens,
+        tokens: MixedTokens,
         plan: BatchPlan,
         world: World,
         limit: int,
         document_end: int | None = None,
     ) -> None:
         self.tokens, self.plan, self.world, self.document_end = tokens, plan, world, document_end
-        self.starts = held_out_starts(len(tokens), plan.block_size, limit)
+        self.starts = [
+            held_out_starts(size, plan.block_size, share_of(limit, share))
+            for size, share in zip(tokens.sizes, tokens.shares, strict=True)
+        ]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Yield inputs and targets, int64 [B, T], and the number of targets that count in the loss.
+    def __iter__(self) -> Iterator[HeldOutBatch]:
+        """Yield the batches of one source after the other.
 
         Every rank yields the same number of batches, since a sharded model needs all ranks in every forward pass. The last
-        batch is padded with windows whose targets are ignored.
+        batch of a source is padded with windows whose targets are ignored.
         """
         per_round = self.plan.micro_batch * self.world.size
-        for first in range(0, len(self.starts), per_round):
-            mine = first + self.world.rank * self.plan.micro_batch
-            share = self.starts[mine : mine + self.plan.micro_batch]
-            missing = self.plan.micro_batch - len(share)
-            padded = np.concatenate([share, np.zeros(missing, dtype=self.starts.dtype)])
-            inputs, targets = cut_windows(self.tokens, padded, self.plan.block_size)
-            inputs, targets = _within_documents(inputs, targets, self.document_end)
-            targets[len(share) :] = IGNORED
-            yield *on_device(inputs, targets, self.world.device), int((targets != IGNORED).sum())
+        for source, starts in enumerate(self.starts):
+            for first in range(0, len(starts), per_round):
+                mine = first + self.world.rank * self.plan.micro_batch
+                share = starts[mine : mine + self.plan.micro_batch]
+                padded = np.concatenate([share, np.zeros(self.plan.micro_batch - len(share), dtype=starts.dtype)])
+                windows = Windows(np.full_like(padded, source), padded)
+                inputs, targets = self.tokens.cut(windows, self.plan.block_size)
+                inputs, targets = _within_documents(inputs, targets, self.document_end)
+                targets[len(share) :] = IGNORED
+                count = int((targets != IGNORED).sum())
+                yield HeldOutBatch(*on_device(inputs, targets, self.world.device), count, source)
 
 
 def on_device(inputs: NDArray[np.int64], targets: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:

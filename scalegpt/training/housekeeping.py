@@ -14,7 +14,7 @@ from scalegpt import __version__
 from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.checkpoint.saver import Evaluation
 from scalegpt.config.presets import as_file
-from scalegpt.data.ledger import Stretch
+from scalegpt.data.windows.ledger import Stretch
 from scalegpt.model.generation import DivergedError
 from scalegpt.system.streams import lost_output
 from scalegpt.training.batches import HeldOutBatches
@@ -233,12 +233,15 @@ class Housekeeping:
 
     def _evaluate(self) -> None:
         """Compute and report the mean loss over the held-out windows, the same on every rank."""
-        value, counted = held_out_loss(self.job, self.held_out)
+        value, counted, losses = held_out_loss(self.job, self.held_out)
+        several = dict(zip(self.job.data.labels, losses, strict=True)) if len(losses) > 1 else {}
+        by_source = {"val_loss_by_source": several} if several else {}
         for sink in self.sinks:
-            sink.log({"step": self.step, "tokens": self.tokens, "val_loss": value, "val_tokens": counted})
+            sink.log({"step": self.step, "tokens": self.tokens, "val_loss": value, "val_tokens": counted, **by_source})
         is_best = self._record_loss(value)
         best = "the best so far" if is_best else f"best {self.best_val_loss or math.nan:.4f}"
-        self.job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {counted:,} tokens ({best})")
+        each = "".join(f", {label} {loss:.4f}" for label, loss in several.items())
+        self.job.logger.say(f"step {self.step}  held-out loss {value:.4f} over {counted:,} tokens ({best}){each}")
         if not math.isfinite(value) and self.saving.saved_step == self.step:
             advice = self.saving.rollback_advice(self.step + 1)
             self.job.logger.say(f"warning: the held-out loss is not finite; {advice}")

@@ -1,15 +1,16 @@
 """A prepared run, and two functions that evaluate its model: the held-out loss, and a sample."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from scalegpt.backends import Backend, World
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.config import RunConfig
-from scalegpt.data.ledger import Stretch
-from scalegpt.data.shards import TokenSet
 from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.data.windows.ledger import Stretch
+from scalegpt.data.windows.mixture import Mixture
 from scalegpt.errors import InputError
 from scalegpt.model.generation import SamplingSettings, generate
 from scalegpt.planner.batches import BatchPlan
@@ -28,7 +29,7 @@ class Job:
     Attributes:
         batch_plan: how a step's tokens are divided into ranks and micro batches.
         plan: the prediction of the run's memory and time.
-        data_digest: SHA-256 of the tokenizer and the tokens.
+        data_digest: SHA-256 of the tokenizer and the tokens, and of the shares of several sources.
         prompt: token ids that the samples continue.
         progress: where the run starts: step 0, or the step of a checkpoint.
         stretch: the data ledger's entry (a range of steps with the same data and batch) for the next steps.
@@ -42,7 +43,7 @@ class Job:
     world: World
     batch_plan: BatchPlan
     plan: Plan
-    data: TokenSet
+    data: Mixture
     data_digest: str
     prompt: list[int]
     backend: Backend
@@ -79,14 +80,31 @@ def document_end(run: RunConfig, tokenizer: Tokenizer) -> int | None:
     return tokenizer.end_of_text
 
 
-def held_out_loss(job: Job, held_out: HeldOutBatches) -> tuple[float, int]:
-    """Return the mean loss per held-out token and the number of tokens evaluated, both the same on every rank."""
-    sums = torch.zeros(2, dtype=torch.float64, device=job.world.device)  # loss × tokens, tokens
-    for tokens, targets, count in held_out:
+class HeldOutLoss(NamedTuple):
+    """The result of an evaluation, the same on every rank.
+
+    Attributes:
+        value: the mean of the sources' losses, weighted as the sources are in training, however many tokens each gave.
+        tokens: number of tokens evaluated.
+        by_source: the mean loss per token of each source, in the order of the sources.
+    """
+
+    value: float
+    tokens: int
+    by_source: tuple[float, ...]
+
+
+def held_out_loss(job: Job, held_out: HeldOutBatches) -> HeldOutLoss:
+    """Compute the mean loss per held-out token; all ranks must call it together."""
+    sources = job.data.sources
+    sums = torch.zeros(len(sources), 2, dtype=torch.float64, device=job.world.device)  # loss × tokens, tokens
+    for tokens, targets, count, source in held_out:
         loss = job.backend.evaluate(tokens, targets)
-        sums += torch.stack([loss.double() * count, torch.tensor(float(count), device=loss.device).double()])
-    total, counted = job.world.sum(sums).tolist()
-    return float(total / counted), int(counted)
+        sums[source] += torch.stack([loss.double() * count, torch.tensor(float(count), device=loss.device).double()])
+    totals = job.world.sum(sums).tolist()
+    losses = tuple(float(total / counted) for total, counted in totals)
+    value = sum(source.weight * loss for source, loss in zip(sources, losses, strict=True))
+    return HeldOutLoss(value, sum(int(counted) for _, counted in totals), losses)
 
 
 def sample_text(job: Job) -> str:

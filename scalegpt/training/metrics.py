@@ -23,7 +23,7 @@ class MetricSink(Protocol):
 
         Args:
             values: the values by their names in ``metrics.jsonl``. ``step`` and ``tokens`` are always there. A step has
-                ``loss`` and more, an evaluation ``val_loss``.
+                ``loss`` and more, an evaluation ``val_loss``, and with several sources ``val_loss_by_source``: label → loss.
         """
 
     def log_sample(self, step: int, text: str) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scalegpt.data.ledger import Ledger, Stretch
-from scalegpt.data.sampler import WindowSampler
+from scalegpt.data.windows.ledger import Ledger, LedgerFile, LedgerSource
+from scalegpt.data.windows.sampler import MixtureSampler, WindowSampler
 from scalegpt.errors import InputError
+from stretches import of_one_file
 
-START = Stretch(1, 0, 6, 8, 1337, 5000, "/data/train.bin", "digest", "start")
+START = of_one_file(1, 0, 6, 8, 1337, 5000, "/data/train.bin", "digest", "start")
 
 
 def test_windows_are_the_samplers_in_their_order() -> None:
@@ -25,10 +26,45 @@ def test_windows_are_the_samplers_in_their_order() -> None:
 def test_a_stretch_written_from_another_step_is_the_same() -> None:
     later = START.starting_at(40)
     assert later.windows(45) == START.windows(45)
-    assert replace(later, file="/moved/train.bin", reason="resumed").continues(START)
+    (source,) = START.sources
+    moved = replace(source, name="other", files=(LedgerFile("/moved/train.bin", 0, 5000),))
+    assert replace(later, sources=(moved,), reason="resumed").continues(START)
     assert not replace(later, first_window=later.first_window + 1).continues(START)
-    for change in ({"seed": 1}, {"tokens": 4999}, {"windows_per_step": 7}, {"data": "other"}, {"block_size": 4}):
+    for change in ({"seed": 1}, {"windows_per_step": 7}, {"data": "other"}, {"block_size": 4}):
         assert not replace(later, **change).continues(START)
+    for change in ({"tokens": 4999}, {"share": 5000}, {"data": "other"}):
+        assert not replace(later, sources=(replace(source, **change),)).continues(START)
+    assert not replace(later, sources=(source, source)).continues(START)
+
+
+def test_a_line_of_an_earlier_release_is_read_and_continued(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    line = {
+        "first_step": 1, "first_window": 0, "windows_per_step": 6, "block_size": 8, "seed": 1337, "tokens": 5000,
+        "file": "/data/train.bin", "data": "digest", "reason": "start",
+    }  # fmt: skip
+    ledger.path.write_text(json.dumps(line) + "\n")
+    assert ledger.read() == [START]
+    ledger.append(replace(START.starting_at(20), reason="resumed"))
+    assert json.loads(ledger.path.read_text()) == line
+
+
+def test_windows_of_a_mixture_name_their_source_and_file(tmp_path: Path) -> None:
+    wiki = LedgerSource("wiki", 7000, 4000, "one", (LedgerFile("/w/0.bin", 0, 1500), LedgerFile("/w/1.bin", 512, 2500)))
+    code = LedgerSource("code", 3000, 900, "two", (LedgerFile("/c/train.bin", 0, 900),))
+    stretch = replace(START, windows_per_step=500, sources=(wiki, code))
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    ledger.append(stretch)
+    assert ledger.read() == [stretch]
+    drawn = MixtureSampler([4000, 900], [7000, 3000], 8, 1337).windows(500, 500)
+    windows = stretch.windows(2)
+    assert {(each.source, each.file) for each in windows} == {
+        ("wiki", "/w/0.bin"), ("wiki", "/w/1.bin"), ("code", "/c/train.bin"),
+    }  # fmt: skip
+    for window, source, start in zip(windows, drawn.sources.tolist(), drawn.starts.tolist(), strict=True):
+        assert window.source == ("wiki", "code")[source]
+        assert window.offset == (start if start < 1500 or source else start - 1500 + 512)
+        assert (window.file == "/w/1.bin") == (source == 0 and start >= 1500)
 
 
 def test_what_is_appended_is_found_and_what_changes_nothing_is_not_appended(tmp_path: Path) -> None:
@@ -87,7 +123,16 @@ def test_a_line_that_was_cut_short_is_none(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "data_ledger.jsonl")
     ledger.append(START)
     whole = ledger.path.read_text()
-    for damage in (whole[:-1], whole[:20], "{}\n", "null\n", "\0\n"):
+    values = json.loads(whole)
+    (source,) = values["sources"]
+    wrong = (
+        *({"share": share} for share in (0, 9999, True, "10000")),
+        *({"files": files} for files in ([], [["a", 0]], [["a", 0, 4999]], [["a", -1, 5000]], [[1, 0, 5000]], None)),
+        {"tokens": 8}, {"tokens": 4999}, {"name": None}, {"data": 1}, {"more": 1},
+    )  # fmt: skip
+    bad = [json.dumps({**values, "sources": [{**source, **change}]}) + "\n" for change in wrong]
+    bad += [json.dumps({**values, "sources": listed}) + "\n" for listed in ([], [source, source], [None], {}, None)]
+    for damage in (whole[:-1], whole[:20], "{}\n", "null\n", "\0\n", *bad):
         ledger.path.write_text(whole + damage)
         assert ledger.read() == [START]
     assert json.loads(whole)["reason"] == "start"

@@ -13,11 +13,11 @@ from scalegpt.cli.main import main
 from scalegpt.config import DataConfig
 from scalegpt.data import prepare as module
 from scalegpt.data.prepare import prepare, prepare_cached
-from scalegpt.data.sampler import WindowSampler, cut_windows
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.stored import StoredTokens
 from scalegpt.data.text import packed, reading
 from scalegpt.data.tokenizers import HFTokenizer, dtype_for, huggingface, load_tokenizer
+from scalegpt.data.windows.sampler import WindowSampler, cut_windows
 from scalegpt.errors import InputError, RunError
 from tokenizer_samples import KINDS, TEXT
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalegpt.data.sampler import WindowSampler, cut_windows, held_out_starts, permute, rank_share
+from scalegpt.data.windows.sampler import WindowSampler, cut_windows, held_out_starts, permute, rank_share
 from scalegpt.errors import InputError
 
 KNOWN = [803769, 599033, 873977, 996409, 306681]

@@ -9,10 +9,10 @@ import pytest
 from scalegpt.config import DataConfig
 from scalegpt.data import token_file
 from scalegpt.data.prepare import prepare
-from scalegpt.data.sampler import WindowSampler, cut_windows
 from scalegpt.data.shards import open_tokens
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.token_file import TokenFile
+from scalegpt.data.windows.sampler import WindowSampler, cut_windows
 from scalegpt.errors import InputError
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def timed_by(true: ProcessorRates) -> list[Timed]:
     for name in SHAPES:
         work = work_of(probe_run(name, "fp32"))
         taken = seconds(work, true)
-        probes.append(Timed(work, taken, work.update.bytes / true.update + work.update.kernels * true.kernel, taken))
+        probes.append(Timed(work, taken, taken, work.update.bytes / true.update + work.update.kernels * true.kernel))
     return probes
 
 
@@ -52,18 +53,16 @@ def test_the_rates_behind_the_times_are_found(exact: list[Timed]) -> None:
 
 
 def test_noise_in_the_times_stays_of_its_size(exact: list[Timed]) -> None:
-    noisy = [
-        replace(each, micro_step=each.micro_step * (1.05 if number % 2 else 1)) for number, each in enumerate(exact)
-    ]
+    noisy = [replace(each, typical=each.typical * (1.05 if number % 2 else 1)) for number, each in enumerate(exact)]
     found = fitted(noisy)
     for each in exact:
-        assert seconds(each.work, found) == pytest.approx(each.micro_step, rel=0.08)
+        assert seconds(each.work, found) == pytest.approx(each.typical, rel=0.08)
 
 
 def test_what_slow_matmuls_hide_is_taken_from_the_other_dtype(exact: list[Timed]) -> None:
     slow = replace(TRUE, matmul=TRUE.matmul / 1000, fill=0.0)
     probes = [
-        replace(each, micro_step=seconds(each.work, slow) * (1.01 if number % 2 else 0.99))
+        replace(each, typical=seconds(each.work, slow) * (1.01 if number % 2 else 0.99))
         for number, each in enumerate(exact)
     ]
     found = fitted(probes, expected=TRUE)
@@ -87,7 +86,7 @@ def test_a_probe_takes_a_real_step_and_leaves_random_numbers_alone() -> None:
     assert any(not torch.equal(value, weights[name]) for name, value in probe.backend.model.named_parameters())
     assert torch.equal(torch.get_rng_state(), before)
     timed = probe.timed()
-    assert 0 < timed.micro_step <= timed.typical
+    assert 0 < timed.least <= timed.typical
     assert len(probe.passes) == 3
 
 
@@ -137,6 +136,23 @@ def test_rates_of_a_busy_machine_are_measured_again_when_it_is_idle(
     monkeypatch.setattr(rates, "measure_and_keep", lambda: measured.append(True))
     measure_if_needed()
     assert bool(measured) == again
+
+
+def test_cores_of_other_processes_are_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, own, now = iter([100.0, 103.0]), iter([5.0, 17.0]), iter([50.0, 60.0])
+    monkeypatch.setattr(rates, "_idle_seconds", lambda: next(idle))
+    monkeypatch.setattr(time, "process_time", lambda: next(own))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    assert rates.Cores().available() == pytest.approx(1.5)  # 3 idle and 12 own core seconds in 10 seconds
+
+
+def test_the_cores_are_watched_for_a_moment() -> None:
+    start = time.process_time()
+    cores = rates.Cores()
+    while time.process_time() - start < 0.05:
+        pass
+    assert 0 < cores.available() <= 1.1 * (os.cpu_count() or 1)
+    assert rates.is_busy() in {True, False}
 
 
 @pytest.mark.usefixtures("empty")

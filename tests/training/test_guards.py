@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from scalegpt.config import TrainConfig
-from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Guards, write_bad_steps
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.metrics_file import GRADIENT, LOSS, SPIKE, RecentSteps, SkippedStep
+from stretches import of_one_file
 
 NAN, INF = float("nan"), float("inf")
 TRAIN = TrainConfig(warmup_steps=0, spike_window=4, spike_factor=3.0, max_skipped_in_a_row=3)
@@ -151,7 +151,7 @@ def test_metrics_of_an_older_version_tell_of_no_reason() -> None:
 
 def test_the_samples_of_bad_steps_are_written(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    stretch = Stretch(1, 0, 3, 8, 1337, 1000, "train.bin", "digest", "start")
+    stretch = of_one_file(1, 0, 3, 8, 1337, 1000, "train.bin", "digest", "start")
     directory.ledger.append(stretch)
     directory.ledger.append(replace(stretch, first_step=5, first_window=90, reason="rolled back"))
     write_bad_steps(directory, [SkippedStep(4, LOSS, NAN), SkippedStep(5, GRADIENT, 2.0)])
@@ -159,4 +159,4 @@ def test_the_samples_of_bad_steps_are_written(tmp_path: Path) -> None:
     assert (first["step"], first["reason"], first["loss"]) == (4, LOSS, None)
     assert [window["number"] for window in first["windows"]] == [9, 10, 11]
     assert [window["number"] for window in second["windows"]] == [90, 91, 92]
-    assert first["windows"][0].keys() == {"order", "number", "file", "offset", "length"}
+    assert first["windows"][0].keys() == {"order", "number", "source", "file", "offset", "length"}

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalegpt.backends import World
-from scalegpt.data.sampler import WindowSampler, held_out_starts
+from scalegpt.data.windows.mixture import MixedTokens
+from scalegpt.data.windows.sampler import WindowSampler, held_out_starts
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.batches import HeldOutBatches, ReadAhead, TrainingBatches
@@ -28,7 +29,7 @@ LAYOUTS = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 2, 4), (2, 1, 4), (4, 1, 2), (2,
 @pytest.mark.parametrize(("micro", "accum", "ranks"), LAYOUTS)
 def test_all_layouts_train_on_the_same_windows(micro: int, accum: int, ranks: int) -> None:
     plan = BatchPlan(micro, accum, ranks, BLOCK)
-    loaders = [TrainingBatches(TOKENS, plan, world, seed=3) for world in worlds(ranks)]
+    loaders = [TrainingBatches(MixedTokens.alone(TOKENS), plan, world, seed=3) for world in worlds(ranks)]
     for step in (0, 1, 80):  # the last one lies in another epoch
         firsts = []
         for loader in loaders:
@@ -51,9 +52,10 @@ def test_evaluation_sees_each_window_once_however_it_is_divided(
     starts = held_out_starts(tokens, BLOCK, limit)
     seen, rounds = [], set()
     for world in worlds(ranks):
-        batches = list(HeldOutBatches(TOKENS[:tokens], plan, world, limit))
+        batches = list(HeldOutBatches(MixedTokens.alone(TOKENS[:tokens]), plan, world, limit))
         rounds.add(len(batches))
-        for inputs, targets, count in batches:
+        for inputs, targets, count, source in batches:
+            assert source == 0
             assert inputs.shape == targets.shape == (micro, BLOCK)
             counts = targets != IGNORED
             assert int(counts.sum()) == count
@@ -69,12 +71,12 @@ def test_the_held_out_loss_does_not_depend_on_the_layout(tiny_model: Any, chunk:
     from scalegpt.model.loss import chunked_cross_entropy
 
     model = tiny_model(block_size=BLOCK, loss=chunk and chunked_cross_entropy(chunk)).eval()
-    tokens = TOKENS[:200] % 61
+    tokens = MixedTokens.alone(TOKENS[:200] % 61)
     losses = []
     for micro, ranks in ((1, 1), (25, 1), (7, 1), (3, 3), (4, 16)):  # of the last, most ranks hold padding alone
         total = torch.zeros(2, dtype=torch.float64)
         for world in worlds(ranks):
-            for inputs, targets, count in HeldOutBatches(tokens, BatchPlan(micro, 1, ranks, BLOCK), world, 10**6):
+            for inputs, targets, count, _ in HeldOutBatches(tokens, BatchPlan(micro, 1, ranks, BLOCK), world, 10**6):
                 with torch.no_grad():
                     total += torch.stack([model(inputs, targets).double() * count, torch.tensor(float(count)).double()])
         assert total[1] == 24 * BLOCK
@@ -84,8 +86,9 @@ def test_the_held_out_loss_does_not_depend_on_the_layout(tiny_model: Any, chunk:
 
 def test_steps_are_read_ahead_and_another_beginning_is_heeded() -> None:
     plan = BatchPlan(2, 3, 1, BLOCK)
-    loader = TrainingBatches(TOKENS, plan, worlds(1)[0], seed=3)
-    fresh = lambda first: TrainingBatches(TOKENS, plan, worlds(1)[0], seed=3).step(first)  # noqa: E731
+    alone = MixedTokens.alone(TOKENS)
+    loader = TrainingBatches(alone, plan, worlds(1)[0], seed=3)
+    fresh = lambda first: TrainingBatches(alone, plan, worlds(1)[0], seed=3).step(first)  # noqa: E731
 
     def same(first: int) -> None:
         for (inputs, targets), (expected, wanted) in zip(loader.step(first), fresh(first), strict=True):

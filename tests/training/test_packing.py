@@ -10,6 +10,7 @@ import torch
 
 import scalegpt
 from scalegpt.backends import World
+from scalegpt.data.windows.mixture import MixedTokens
 from scalegpt.model.chunk import IGNORED
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.batches import HeldOutBatches, TrainingBatches
@@ -26,15 +27,16 @@ SMALL: dict[str, Any] = {
 def test_a_target_that_begins_a_document_is_ignored() -> None:
     tokens = np.random.default_rng(0).integers(0, 8, 400).astype(np.uint16)
     plan = BatchPlan(2, 2, 1, 16)
-    loader = TrainingBatches(tokens, plan, ALONE, seed=1, document_end=END)
+    alone = MixedTokens.alone(tokens)
+    loader = TrainingBatches(alone, plan, ALONE, seed=1, document_end=END)
     batches = [
         *loader.step(0),
-        *((inputs, targets) for inputs, targets, _ in HeldOutBatches(tokens, plan, ALONE, 200, END)),
+        *((batch.inputs, batch.targets) for batch in HeldOutBatches(alone, plan, ALONE, 200, END)),
     ]
     loader.close()
     for inputs, targets in batches:
         assert torch.equal(targets == IGNORED, inputs == END) or (targets[-1] == IGNORED).all()
-    for inputs, targets, count in HeldOutBatches(tokens, plan, ALONE, 200, END):
+    for inputs, targets, count, _ in HeldOutBatches(alone, plan, ALONE, 200, END):
         assert count == int((targets != IGNORED).sum()) < inputs.numel()
 
 

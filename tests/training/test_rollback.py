@@ -10,14 +10,14 @@ from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import TrainConfig
-from scalegpt.data.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Spike
 from scalegpt.training.resilience.rollback import check_rollbacks, roll_back_files, rollback_candidates
 from scalegpt.training.runs.directory import RunDirectory
+from stretches import of_one_file
 
 SPIKE = Spike(50, 9.0, 2.0, 2.4, begins=True)
-STRETCH = Stretch(1, 0, 4, 16, 1337, 5000, "train.bin", "digest", "start")
+STRETCH = of_one_file(1, 0, 4, 16, 1337, 5000, "train.bin", "digest", "start")
 TRAIN = TrainConfig(spike_window=20, max_rollbacks=2)
 
 

@@ -14,14 +14,14 @@ import yaml
 
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import as_file, resolve
-from scalegpt.data.ledger import Stretch
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.runs.directory import STARTED_BY, RunDirectory
 from scalegpt.training.runs.files import finite, write_whole, writing
 from scalegpt.training.runs.metrics_file import read_history
 from scalegpt.training.runs.records import Past
+from stretches import of_one_file
 
-STRETCH = Stretch(1, 0, 4, 32, 3, 1000, "train.bin", "digest", "start")
+STRETCH = of_one_file(1, 0, 4, 32, 3, 1000, "train.bin", "digest", "start")
 
 
 def run(**flags: Any) -> RunConfig:

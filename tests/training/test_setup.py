@@ -107,9 +107,9 @@ def test_a_run_of_an_earlier_release_keeps_its_tokens(
     digest = made_before(tmp_path / "text.txt", tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
     request, logger = request_for(), Logger(speaks=True, total=1, every=1)
-    monkeypatch.setattr(data, "tokens_to_keep", lambda _: digest)
+    monkeypatch.setattr(data, "tokens_to_keep", lambda _: {request.run.data.input_file: digest})
     kept = prepare_data(request, ALONE, logger, StopRequest())
-    assert (kept.digest, kept.tokens.path) == (digest, folder)
+    assert (kept.digest, kept.tokens.sources[0].tokens.path) == (digest, folder)
     monkeypatch.setattr(data, "tokens_to_keep", lambda _: None)
     assert prepare_data(request, ALONE, logger, StopRequest()).digest != digest
 
@@ -137,7 +137,7 @@ def test_a_layout_is_planned_once_unless_only_the_text_knows_the_vocabulary(
 def test_a_run_that_cannot_fit_is_refused_before_its_data_are_read(
     request_for: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "prepare_cached", pytest.fail)
+    monkeypatch.setattr(data, "prepare_mixture", pytest.fail)
     with pytest.raises(InputError, match="does not fit"):
         prepare(request_for(n_layer=400, n_embd=16384, n_head=128), ALONE)
 
@@ -151,7 +151,7 @@ def test_the_encodings_are_printed(request_for: Any, tmp_path: Path, capsys: pyt
 def test_a_prompt_comes_from_the_settings_or_the_data(request_for: Any) -> None:
     assert prepare(request_for(sample_prompt="ab"), ALONE).prompt == [97, 98]
     char = prepare(request_for(tokenizer="char", fresh=True), ALONE)
-    assert char.prompt == [int(char.data.val[0])]
+    assert char.prompt == [int(char.data.val.parts[0][0])]
 
 
 def test_a_prompt_past_a_small_vocabulary_is_refused(request_for: Any, tmp_path: Path) -> None:

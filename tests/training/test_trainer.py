@@ -17,7 +17,7 @@ from scalegpt.backends import World
 from scalegpt.checkpoint import writer
 from scalegpt.config import TrainConfig
 from scalegpt.config.presets import resolve
-from scalegpt.data.sampler import cut_windows, held_out_starts
+from scalegpt.data.windows.sampler import cut_windows, held_out_starts
 from scalegpt.errors import InputError, RunError
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Reason, Stopped, StopRequest
@@ -58,9 +58,10 @@ def test_the_held_out_loss_is_the_mean_over_its_windows(trainer: Any) -> None:
     one = trainer(micro_batch=3)  # 7 windows in batches of 3
     one._evaluate()
     job = one.job
-    starts = held_out_starts(len(job.data.val), 16, 100)
-    assert len(starts) == 7 < (len(job.data.val) - 1) // 16
-    rows = [torch.from_numpy(part) for part in cut_windows(job.data.val, starts, 16)]
+    (val,) = job.data.val.parts
+    starts = held_out_starts(len(val), 16, 100)
+    assert len(starts) == 7 < (len(val) - 1) // 16
+    rows = [torch.from_numpy(part) for part in cut_windows(val, starts, 16)]
     expected = job.backend.evaluate(*rows).item()
     assert one.val_loss == pytest.approx(expected, rel=1e-6)
     assert one.best_val_loss == one.val_loss
@@ -70,7 +71,7 @@ def test_the_held_out_loss_is_the_mean_over_its_windows(trainer: Any) -> None:
 def test_the_best_is_the_lowest_finite_loss(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer()
     losses = iter([math.nan, 3.0, 2.0, 2.5, math.nan])
-    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1)])
+    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1, 0)])
     monkeypatch.setattr(one.job.backend, "evaluate", lambda *_: torch.tensor(next(losses)))
     seen = []
     for _ in range(5):
@@ -122,7 +123,7 @@ def test_an_error_is_told_and_a_second_one_does_not_hide_it(trainer: Any, monkey
 def test_data_that_are_cut_short_meanwhile_end_the_run_with_a_line_and_a_status(trainer: Any, split: str) -> None:
     """Through a memory map the process would end by SIGBUS, and its status would stay at "running"."""
     one = trainer(max_iters=10_000, eval_every=1)
-    os.truncate(one.job.data.files[split].path, 2)
+    os.truncate(one.job.data.sources[0].tokens.files[split].path, 2)
     with pytest.raises(RunError, match=rf"{split}.bin had [\d,]+ tokens when it was opened and has 1 now") as raised:
         one.fit()
     assert one.fail(raised.value) is raised.value

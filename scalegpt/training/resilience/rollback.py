@@ -19,7 +19,7 @@ from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import TrainConfig
-from scalegpt.data.ledger import Stretch
+from scalegpt.data.windows.ledger import Stretch
 from scalegpt.errors import RunError
 from scalegpt.training.resilience.guards import Spike
 from scalegpt.training.runs.directory import RunDirectory

@@ -12,7 +12,9 @@ from scalegpt.storage import retried, write_atomic
 
 
 def finite(value: Any) -> Any:
-    """Return the value, or None for NaN and infinities, which JSON does not have."""
+    """Return the value with None for NaN and infinities, which JSON does not have, also inside an object."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config.train import MOST_STEPS
-from scalegpt.data.ledger import Ledger
+from scalegpt.data.windows.ledger import Ledger
 from scalegpt.errors import InputError
 from scalegpt.storage import read_text
 from scalegpt.structured import read_object

@@ -10,9 +10,9 @@ from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config import RunConfig
 from scalegpt.config.run import DATA
-from scalegpt.data.ledger import Stretch
-from scalegpt.data.shards import TokenSet
 from scalegpt.data.tokenizers import Tokenizer
+from scalegpt.data.windows.ledger import Stretch, change_of_sources, ledger_sources
+from scalegpt.data.windows.mixture import Mixture
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.training.runs.changes import allow_change
@@ -247,7 +247,7 @@ def starting_progress(
     choice: CheckpointChoice,
     directory: RunDirectory,
     run: RunConfig,
-    data: TokenSet,
+    data: Mixture,
     digest: str,
     *,
     allowed: frozenset[str],
@@ -280,7 +280,7 @@ def starting_progress(
     return _with_loss_scale(header, run), changes
 
 
-def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch | None) -> dict[str, str]:
+def token_changes(header: Header, data: Mixture, digest: str, before: Stretch | None) -> dict[str, str]:
     """The changes of tokenizer and tokens since a checkpoint, each as ``old → new``.
 
     Args:
@@ -295,8 +295,8 @@ def token_changes(header: Header, data: TokenSet, digest: str, before: Stretch |
         changes["tokenizer"] = f"{old.kind} {old.digest[:12]} → {new.kind} {new.digest[:12]}"
     if header.data not in {None, digest}:
         changes[DATA] = f"{str(header.data)[:12]} → {digest[:12]}"
-        if before is not None and before.tokens != len(data.train):
-            changes[DATA] += f", {data.files['train'].path} of {before.tokens:,} → {len(data.train):,} tokens"
+        if before is not None:
+            changes[DATA] += change_of_sources(before.sources, ledger_sources(data))
     return changes
 
 
@@ -308,7 +308,7 @@ def _with_loss_scale(header: Header, run: RunConfig) -> Progress:
     return replace(header.progress, loss_scale=LossScaler.for_precision(precision).scale, good_steps=0)
 
 
-def first_stretch(run: RunConfig, batch: BatchPlan, data: TokenSet, digest: str, progress: Progress) -> Stretch:
+def first_stretch(run: RunConfig, batch: BatchPlan, data: Mixture, digest: str, progress: Progress) -> Stretch:
     """Make the data ledger's entry for the steps after this progress: which training sequences each step consumes."""
     return Stretch(
         first_step=progress.step + 1,
@@ -316,10 +316,9 @@ def first_stretch(run: RunConfig, batch: BatchPlan, data: TokenSet, digest: str,
         windows_per_step=batch.sequences,
         block_size=batch.block_size,
         seed=run.train.seed,
-        tokens=len(data.train),
-        file=str(data.files["train"].path.absolute()),
         data=digest,
         reason="resumed with a change" if progress.step else "start",
+        sources=ledger_sources(data),
     )
 
 

@@ -9,14 +9,15 @@ from scalegpt.config import ModelConfig, RunConfig
 from scalegpt.config.presets import as_file
 from scalegpt.config.run import DATA, DataConfig
 from scalegpt.config.tokenizer import NAMES, is_file, same_kind
-from scalegpt.data.foreign.given import found_at, open_given
+from scalegpt.data.foreign.given import found_at
 from scalegpt.data.foreign.opening import tokenizer_setting
-from scalegpt.data.prepare import Progress, prepare_again, prepare_cached
-from scalegpt.data.remote.download import local_path
+from scalegpt.data.prepare import Progress
+from scalegpt.data.prepared import prepared_at
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.tokenizers import HFTokenizer, load_tokenizer
+from scalegpt.data.windows.mixture import Mixture, Place, prepare_mixture
 from scalegpt.errors import InputError
+from scalegpt.text import one_line
 from scalegpt.training.job import document_end
 from scalegpt.training.output.logger import Logger
 from scalegpt.training.request import Request
@@ -33,13 +34,13 @@ class ReadyData:
     """The tokens of a run, and the settings that follow from them.
 
     Attributes:
-        tokens: the training and held-out tokens, opened on this rank.
-        digest: SHA-256 of the tokenizer and the tokens.
+        tokens: the training and held-out tokens of all sources, opened on this rank.
+        digest: SHA-256 of the tokenizer and the tokens, and of the shares of several sources.
         settings: the data settings, with the kind of tokenizer that made the tokens.
         model: the model settings, with a vocabulary that fits the tokens.
     """
 
-    tokens: TokenSet
+    tokens: Mixture
     digest: str
     settings: DataConfig
     model: ModelConfig
@@ -54,41 +55,33 @@ def prepare_data(request: Request, world: World, logger: Logger, stop: StopReque
     """
     run = replace(request.run, data=world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given)))
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
-    if run.data.input_file is None:
-        raise InputError("no data: give --input_file with a text file, a folder, or a folder of prepared tokens")
 
-    def work() -> tuple[str, str, str | None]:
-        progress = _progress(logger, stop)
-        if kept is None:
-            tokens, changed = prepare_cached(run.data, progress=progress), None
-        else:
-            tokens, changed = prepare_again(run.data, kept, progress=progress)
+    def work() -> tuple[tuple[Place, ...], str, list[str]]:
+        tokens, changed = prepare_mixture(
+            run.data, kept=kept, progress=lambda source: _progress(logger, stop, source if several else "data")
+        )
         _, model = _fit_settings(run, request.given, tokens)
-        tokens.check_vocabulary(model.vocab_size)
-        tokens.check_block_size(model.block_size)
-        if document_end(run, tokens.tokenizer) is not None:
-            tokens.check_document_ends()
-        return str(tokens.path), tokens.digest, changed
+        packs = document_end(run, tokens.tokenizer) is not None
+        tokens.check(vocab_size=model.vocab_size, block_size=model.block_size, packs_documents=packs)
+        return tokens.places, tokens.digest, changed
 
-    path, digest, changed = world.on_each_machine(work)
+    several = len(run.data.sources) > 1
+    places, digest, changed = world.on_each_machine(work)
     if len({*world.gather(digest)}) > 1:
         raise InputError(
             f"{run.data.input_file} gives different tokens on some machines; give all machines the same files"
         )
-    if changed is not None:
-        logger.say(
-            f"warning: {changed}; the run resumes with the tokens that it began with, which are still in {path}; "
-            f"--allow_change {DATA} trains on the text as it is now"
-        )
-    tokens = open_given(path, run.data)
+    for each in changed:
+        logger.say(f"warning: {each}; --allow_change {DATA} trains on the text as it is now")
+    tokens = Mixture.open(places, run.data)
     return ReadyData(tokens, digest, *_fit_settings(run, request.given, tokens))
 
 
-def tokens_to_keep(request: Request) -> str | None:
-    """Return the digest of the tokens that a resumed run keeps even if their text has changed since.
+def tokens_to_keep(request: Request) -> dict[str, str] | None:
+    """The tokens that a resumed run keeps even if their text has changed since: name of each source → digest.
 
-    None means that the text is read as it is now, because the run has no checkpoint yet or the user asks for other
-    data.
+    None means that the text is read as it is now, because the run has no checkpoint yet, the user asks for other data, or
+    the ledger lacks the digests of several sources.
     """
     directory = RunDirectory(request.runs_dir / request.run.name)
     saved = directory.newest_checkpoint()
@@ -105,30 +98,36 @@ def tokens_to_keep(request: Request) -> str | None:
     if any(now.get(key) != value for key, value in before.items()):
         return None
     try:
-        return read_manifest(saved).header.data
+        digest = read_manifest(saved).header.data
     except InputError:  # the checkpoint is damaged: an earlier one of the same tokens will be chosen
-        stretches = directory.ledger.read()
-        return stretches[-1].data if stretches else None
+        digest = next((stretch.data for stretch in reversed(directory.ledger.read())), None)
+    names = [source.text for source in request.run.data.sources]
+    if len(names) == 1:
+        return None if digest is None else {names[0]: digest}
+    listed = next((stretch.sources for stretch in reversed(directory.ledger.read()) if stretch.data == digest), ())
+    found = {source.name: source.data for source in listed}
+    return found if found.keys() == set(names) else None
 
 
 def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataConfig:
-    """Return the settings with the tokenizer of the prepared tokens, if ``input_file`` is such.
+    """Return the settings with the tokenizer of the prepared tokens, if a source is such; text beside them gets it too.
 
     A tokenizer that the user names stays: :func:`prepare_data` compares it with the tokens.
 
     Raises:
         InputError: the files of another program do not say which tokenizer made them, or are malformed.
     """
-    if "tokenizer" in given or data.input_file is None:
+    if "tokenizer" in given:
         return data
-    path = local_path(data.input_file)
-    if not is_prepared(path):
+    prepared = [path for source in data.sources if (path := prepared_at(source.text)) is not None]
+    if not prepared:
         return data
-    found = found_at(path)
-    if found is not None:
-        return data.changed(tokenizer=tokenizer_setting(found, None))
+    of_others = {path: found for path in prepared if (found := found_at(path)) is not None}
+    ours = next((path for path in prepared if path not in of_others), None)
+    if ours is None:
+        return data.changed(tokenizer=tokenizer_setting(next(iter(of_others.values())), None))
     with suppress(InputError):  # prepare_data reports what is wrong with the tokens
-        return data.changed(tokenizer=setting_of(open_tokens(path)))
+        return data.changed(tokenizer=setting_of(open_tokens(ours)))
     return data
 
 
@@ -137,7 +136,7 @@ def setting_of(tokens: TokenSet) -> str:
     return tokens.tokenizer.kind if tokens.tokenizer.kind in NAMES else str(tokens.path)
 
 
-def _progress(logger: Logger, stop: StopRequest) -> Progress:
+def _progress(logger: Logger, stop: StopRequest, what: str) -> Progress:
     """Make a callback that reports each tenth of a long preparation, and ends the preparation if a stop is requested."""
     reported = {0}
 
@@ -146,12 +145,12 @@ def _progress(logger: Logger, stop: StopRequest) -> Progress:
         tenth = 10 * done // max(total, 1)
         if total > REPORTED_FROM and tenth not in reported:
             reported.add(tenth)
-            logger.say(f"preparing data: {human_count(done)} of {human_count(total)} bytes")
+            logger.say(f"preparing {what}: {human_count(done)} of {human_count(total)} bytes")
 
     return report
 
 
-def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tuple[DataConfig, ModelConfig]:
+def _fit_settings(run: RunConfig, given: frozenset[str], tokens: Mixture) -> tuple[DataConfig, ModelConfig]:
     """Return the data settings with the tokenizer of the tokens, and the model settings with a vocabulary that fits it.
 
     A vocabulary that the user gave is kept. A preset's vocabulary of 50,304 is replaced for bytes and characters: most
@@ -169,11 +168,11 @@ def _fit_settings(run: RunConfig, given: frozenset[str], tokens: TokenSet) -> tu
     if "tokenizer" in given and not is_same:
         which = f"the {kind} tokenizer" if kind in NAMES else "another tokenizer.json"
         raise InputError(
-            f"{run.data.input_file} was prepared with {which}, not {asked}; omit --tokenizer, or give the text itself as "
-            "--input_file"
+            f"{one_line(tokens.sources[0].name)} was prepared with {which}, not {asked}; omit --tokenizer, or give the text "
+            "itself as --input_file"
         )
     # The folder of prepared tokens holds the tokenizer.json that made them.
-    data, model = run.data.changed(tokenizer=asked if is_same else setting_of(tokens)), run.model
+    data, model = run.data.changed(tokenizer=asked if is_same else setting_of(tokens.sources[0].tokens)), run.model
     if model.vocab_size and ("vocab_size" in given or kind == "gpt2"):
         return data, model
     return data, model.changed(vocab_size=tokens.tokenizer.padded_vocab_size)

@@ -9,7 +9,7 @@ from scalegpt.backends import World
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.config import RunConfig
-from scalegpt.data.ledger import Stretch
+from scalegpt.data.windows.ledger import Stretch
 from scalegpt.errors import InputError
 from scalegpt.planner.batches import BatchPlan
 from scalegpt.planner.memory.states import training_bytes

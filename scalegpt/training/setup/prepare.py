@@ -22,7 +22,15 @@ from scalegpt.training.resilience.rollback import restore
 from scalegpt.training.resilience.stopping import StopRequest
 from scalegpt.training.runs.changes import rate_change
 from scalegpt.training.runs.resume import first_stretch, resume_hint, resumed_line
-from scalegpt.training.runs.summary import describe, plan_summary, predicted_speed, total_steps, unused
+from scalegpt.training.runs.summary import (
+    describe,
+    mixture_warnings,
+    plan_summary,
+    predicted_speed,
+    sources_summary,
+    total_steps,
+    unused,
+)
 from scalegpt.training.setup.data import ReadyData, prepare_data
 from scalegpt.training.setup.directory import Start, open_run, write_start
 from scalegpt.training.setup.origin import Opened, open_initial
@@ -102,7 +110,10 @@ def _make_job(
     _report_changes(start, run, steps, world, logger)
     stretch = first_stretch(run, planned.batch, data.tokens, data.digest, start.progress)
     stop.check(world)
-    plan_file = plan_summary(run, planned.plan, world, settings)
+    plan_file = {
+        **plan_summary(run, planned.plan, world, settings),
+        "sources": sources_summary(run.train, planned.batch, data.tokens),
+    }
     kept = {**data.tokens.tokenizer.files, **({} if initial is None else initial.kept)}
     world.on_first(lambda: write_start(start, run, plan_file, stretch, asked.resume_step, kept))
     return Job(
@@ -163,7 +174,7 @@ def _prompt(run: RunConfig, data: ReadyData) -> list[int]:
     except InputError as error:
         raise InputError(f"sample_prompt: {error}") from None
     if not given and (not ids or max(ids) >= vocab_size):
-        return [int(data.tokens.val[0])]
+        return [int(data.tokens.val.parts[0][0])]
     if max(ids) >= vocab_size:
         raise InputError(
             f"sample_prompt {given!r} holds token {max(ids)}, outside the vocabulary of {vocab_size}; "
@@ -191,6 +202,7 @@ def _describe(
     logger.say(describe(run, batch, world, data.tokens, compiled=resolved.compiled))
     for line in (
         *(f"warning: {each}" for each in unused(run, batch, request.given)),
+        *(f"warning: {each}" for each in mixture_warnings(run.train, batch, data.tokens)),
         *length_notes(run.train, batch.tokens, request.given | request.stated),
         *planned.notes,
         *resolved.notes,

@@ -10,8 +10,7 @@ from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS, is_file
-from scalegpt.data.remote.download import local_path
-from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.prepared import prepared_at
 from scalegpt.errors import InputError, RunError
 from scalegpt.hardware.processor import Processor, kept
 from scalegpt.planner.batches import sequences_per_rank
@@ -186,8 +185,8 @@ def _check_vocabulary(run: RunConfig) -> None:
     Raises:
         InputError: the vocabulary is too small.
     """
-    kind, size, path = run.data.tokenizer, run.model.vocab_size, run.data.input_file
-    if path is not None and size < TOKENS.get(kind, 0) and not is_prepared(local_path(path)):
+    kind, size = run.data.tokenizer, run.model.vocab_size
+    if size < TOKENS.get(kind, 0) and any(prepared_at(source.text) is None for source in run.data.sources):
         raise InputError(
             f"the {kind} tokenizer ends documents with id {TOKENS[kind] - 1:,}, outside the vocabulary of {size:,}; give "
             "--vocab_size auto, or another --tokenizer"

@@ -37,8 +37,14 @@ class Entry(NamedTuple):
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a line of ``metrics.jsonl``, without its step; true and false become 1 and 0."""
-    kept = {key: value for key, value in values.items() if isinstance(value, int | float) and key != "step"}
+    """The finite numbers of a line of ``metrics.jsonl``, without its step; true and false become 1 and 0.
+
+    The numbers of an object in it, such as the losses of the sources, are named with a slash: ``val_loss_by_source/wiki``.
+    """
+    objects = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    inside = {f"{key}/{name}": number for key, value in objects.items() for name, number in value.items()}
+    everything = {**values, **inside}
+    kept = {key: value for key, value in everything.items() if isinstance(value, int | float) and key != "step"}
     return {key: float(value) for key, value in kept.items() if isfinite(value)}
 
 

@@ -151,15 +151,16 @@ def lines(file: InputFile, encoding: str) -> Iterator[str]:
         RecordError: a line is longer than :data:`MOST_CHARACTERS`.
     """
     number, size = 1, 0
-    parts: list[str] = []
+    parts: list[str] = []  # of the line that has not ended yet
     try:
         for text in texts(file, encoding):
-            first, *rest = text.split("\n")
-            parts.append(first)
-            for line in rest:
-                yield "".join(parts)
-                number, size, parts = number + 1, 0, [line]
-            size += len(parts[-1])
+            *ended, rest = text.split("\n")
+            if ended:
+                yield "".join([*parts, ended[0]])
+                yield from ended[1:]
+                number, size, parts = number + len(ended), 0, []
+            parts.append(rest)
+            size += len(rest)
             if size > MOST_CHARACTERS:
                 raise RecordError(f"line {number}", f"it has more than {MOST_CHARACTERS:,} characters")
         if size:

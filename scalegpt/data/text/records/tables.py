@@ -23,30 +23,25 @@ def read_tsv(file: InputFile, encoding: str, field: TextField) -> Iterator[str]:
 
 def _read(file: InputFile, encoding: str, field: TextField, delimiters: str) -> Iterator[str]:
     feed = _Feed(lines(file, encoding))
-    first = next((line for line in feed if line.strip()), "")
-    headers = {delimiter: _header(first, delimiter) for delimiter in delimiters}
+    headers = {delimiter: _header(feed.first, delimiter) for delimiter in delimiters}
     name = field.choose(lambda name: any(name in header for header in headers.values()))
     delimiter = next(delimiter for delimiter, header in headers.items() if name in header)
     csv.field_size_limit(MOST_CHARACTERS)  # of this process; the default is 131,072 characters
-    feed.repeat(first)
-    rows = csv.reader(feed, delimiter=delimiter, strict=True)
+    rows = csv.reader(feed.lines(), delimiter=delimiter, strict=True)
     column, width = -1, 0
-    while True:
-        feed.begin()
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise RecordError(feed.place, f"broken CSV: {one_line(error)}") from None
-        if row is None:
-            return
-        if column < 0:
-            column, width = _column(row, name, feed.place), len(row)
-        elif row:
-            if len(row) != width:
-                raise RecordError(feed.place, f"the row has {len(row):,} fields, and the header has {width:,}")
-            if "\0" in row[column]:
-                raise RecordError(feed.place, f"field {one_line(name)} has a NUL character")
-            yield row[column]
+    try:
+        for row in rows:
+            if column < 0:
+                column, width = _column(row, name, feed.place), len(row)
+            elif row:
+                if len(row) != width:
+                    raise RecordError(feed.place, f"the row has {len(row):,} fields, and the header has {width:,}")
+                if "\0" in row[column]:
+                    raise RecordError(feed.place, f"field {one_line(name)} has a NUL character")
+                yield row[column]
+            feed.begin()
+    except csv.Error as error:
+        raise RecordError(feed.place, f"broken CSV: {one_line(error)}") from None
 
 
 def _header(line: str, delimiter: str) -> list[str]:
@@ -64,37 +59,39 @@ def _column(header: list[str], name: str, place: str) -> int:
 
 
 class _Feed:
-    """Lines with their ends for :func:`csv.reader`, which counts them and bounds a row's length."""
+    """Lines with their ends for :func:`csv.reader`, which counts them and bounds a row's length.
+
+    Attributes:
+        first: the first line, which names the columns; empty if there is none.
+    """
 
     def __init__(self, source: Iterator[str]) -> None:
-        self._source = source
-        self._again: str | None = None
-        self._number = self._first = 0
+        self.first = ""
+        self._number = self._begun = 0
         self._size = 0
+        self._source = source
+        for line in source:
+            self._number += 1
+            if line.strip():
+                self.first = f"{line}\n"
+                break
 
-    def __iter__(self) -> "_Feed":
-        return self
-
-    def __next__(self) -> str:
-        if self._again is not None:
-            line, self._again = self._again, None
-            return line
-        line = next(self._source) + "\n"
-        self._number += 1
-        self._size += len(line)
-        if self._size > MOST_CHARACTERS:
-            raise RecordError(self.place, f"the row has more than {MOST_CHARACTERS:,} characters")
-        return line
-
-    def repeat(self, line: str) -> None:
-        """Give the line last given again."""
-        self._again = line or None
+    def lines(self) -> Iterator[str]:
+        """Yield the lines from :attr:`first` on."""
+        if self.first:
+            yield self.first
+        for line in self._source:
+            self._number += 1
+            self._size += len(line) + 1
+            if self._size > MOST_CHARACTERS:
+                raise RecordError(self.place, f"the row has more than {MOST_CHARACTERS:,} characters")
+            yield f"{line}\n"
 
     def begin(self) -> None:
-        """Begin the next row."""
-        self._first, self._size = self._number + (self._again is None), 0
+        """Begin the next row; the header is the first one."""
+        self._begun, self._size = self._number + 1, 0
 
     @property
     def place(self) -> str:
         """The row's first line, for messages."""
-        return f"line {max(1, self._first)}"
+        return f"line {self._begun or self._number}"

@@ -13,7 +13,7 @@ from scalegpt.training.runs.report.read import Points, ReportedRun, differing, r
 from scalegpt.units import human_count, human_time
 
 MOST_RUNS = 12
-"""The most runs on a page: a reader can distinguish this many colours."""
+"""The most runs on a page, and curves of sources in a chart: a reader can distinguish this many colours."""
 
 MOST_SAMPLES = 12
 """The most samples of a run on a page.
@@ -138,7 +138,14 @@ def _charts(runs: Sequence[ReportedRun], names: list[str]) -> list[str]:
 
     if len(runs) == 1:
         held_out = Curve("held-out", runs[0].curves["val_loss"], 2, has_dots=True)
-        losses = [chart("loss", "Loss", [Curve("training", runs[0].curves["loss"], 1), held_out])]
+        sources = [
+            Curve(label, points, hue, has_dots=True)
+            for hue, (label, points) in enumerate(list(runs[0].by_source.items())[:MOST_RUNS], start=1)
+        ]
+        losses = [
+            chart("loss", "Loss", [Curve("training", runs[0].curves["loss"], 1), held_out]),
+            chart("sources", "Held-out loss by source", sources),
+        ]
     else:
         losses = [chart("loss", "Training loss", of("loss")), chart("held", "Held-out loss", of("val_loss", dots=True))]
     return [

@@ -1,5 +1,6 @@
 """Reads what a report shows from a run's folder. The run may be training, and files may be missing."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class ReportedRun:
         config: the text of ``config.yaml``; empty where it cannot be read.
         settings: setting → value, without sections; empty where ``config.yaml`` cannot be read.
         curves: key of ``metrics.jsonl`` → its points, for each of :data:`CURVES`.
+        by_source: label of each source of a mixture → its held-out losses; empty for one source.
         seconds: sum of the steps' durations.
         tokens: tokens of all steps.
         samples: step and text of each sample.
@@ -51,6 +53,7 @@ class ReportedRun:
     config: str
     settings: Mapping[str, Any]
     curves: Mapping[str, Points]
+    by_source: Mapping[str, Points]
     seconds: float
     tokens: int
     samples: list[tuple[int, str]]
@@ -97,12 +100,17 @@ def read_run(records: RunRecords) -> ReportedRun:
         InputError: ``metrics.jsonl`` cannot be read.
     """
     curves: dict[str, Points] = {key: [] for key in CURVES}
+    by_source: dict[str, Points] = {}
     seconds, tokens = 0.0, 0
     for _, values in metric_lines(records.metrics):
         for key in CURVES:
             value = values.get(key)
             if isinstance(value, int | float):
                 curves[key].append((values["step"], value))
+        losses = values.get("val_loss_by_source")
+        for label, value in losses.items() if isinstance(losses, dict) else ():
+            if isinstance(value, int | float) and math.isfinite(value):
+                by_source.setdefault(label, []).append((values["step"], value))
         seconds += values.get("step_seconds") or 0.0
         tokens = int(values.get("tokens") or tokens)
     config = _text(records.config)
@@ -113,6 +121,7 @@ def read_run(records: RunRecords) -> ReportedRun:
         config=config,
         settings=_settings(config),
         curves=curves,
+        by_source=by_source,
         seconds=seconds,
         tokens=tokens,
         samples=records.read_samples(),
