@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the rows that were asked for, print the errors of the predictions, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="WORDS", help="rows whose name has these words")
-    parser.add_argument("--limit_gb", type=at_least(1), default=4, help="largest data segment of each process, in GB [4]")
+    parser.add_argument(
+        "--limit_gb", type=at_least(1), default=4, help="largest data segment of each process, in GB [4]"
+    )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args(argv)
     figures, failed = [], False
