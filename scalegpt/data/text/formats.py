@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from pathlib import PurePath
 
 HEAD_BYTES = 65536
@@ -167,7 +168,7 @@ def _written_format(suffix: str, text: str, *, is_whole: bool) -> Format | None:
     if _HTML_START.match(text):
         return HTML
     lines = text.splitlines() if is_whole else text.splitlines()[:-1]
-    lines = [line for line in lines if line.strip()][:_MOST_RECORDS]
+    lines = list(islice((line for line in lines if line.strip()), _MOST_RECORDS))
     found = _json_format(suffix, text, lines)
     if found is not None:
         return found

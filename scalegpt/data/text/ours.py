@@ -22,6 +22,7 @@ A copy of a run may lack some of them, and one of them proves nothing: other pro
 
 _HEAD_BYTES = 16 << 10
 _PAGE_MARK = b'<meta name="generator" content="ScaleGPT">'
+_LOG_BEGINS = b"model    "  # found far faster than the pattern
 _LOG_LINES = re.compile(
     rb"^model    [\d,]+ parameters: \d+ layers, \d+ wide, .*\ndata     [\d,]+ training and ", re.MULTILINE
 )
@@ -52,7 +53,7 @@ def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
     file.seek(0)
     if _PAGE_MARK in head:
         return PAGE
-    return LOG if _LOG_LINES.search(head) else None
+    return LOG if _LOG_BEGINS in head and _LOG_LINES.search(head) else None
 
 
 def _is_our_output(file: BufferedReader) -> bool:
