@@ -131,7 +131,10 @@ def fit(runs: Sequence[PublishedRun], priors: Mapping[str, Prior] = PRIORS) -> F
 
 
 def _softened(errors: Vector) -> Vector:
-    """Residuals whose squares grow with the errors only linearly beyond :data:`OUTLIER`, so that no single run decides."""
+    """Residuals for the fit.
+
+    Beyond :data:`OUTLIER` their squares grow linearly with the error, so that no run dominates.
+    """
     softened: Vector = OUTLIER * np.sign(errors) * np.sqrt(2 * (np.sqrt(1 + (errors / OUTLIER) ** 2) - 1))
     return softened
 

@@ -165,8 +165,9 @@ TRAINERS = (
         name="torchtitan",
         source="pytorch/torchtitan",
         settings={**_LLAMA, **_SHARDED},
-        why="FSDP2. The notes say which runs are compiled; those of docs/performance.md do not, and count as "
-        "eager. Its selective recompute takes every second layer, or every second matmul: half of what "
+        why="FSDP2. The notes of a run say whether it was compiled. In docs/performance.md nothing is said, and "
+        "these runs count as eager. Its selective recompute takes every second layer, or every second matmul: "
+        "half of what "
         "full recompute takes.",
     ),
 )  # fmt: skip

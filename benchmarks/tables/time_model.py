@@ -35,25 +35,25 @@ def _value(figure: Figure) -> str:
 
 
 _OF_SHARES = {
-    "link": "of a link's bandwidth in one direction, reached in collectives",
-    "interference": "of hidden collectives' time, the part that is felt all the same",
+    "link": "share of a link's bandwidth in one direction that collectives reach",
+    "interference": "share of the time of hidden collectives that still prolongs the pass",
 }
 
 _OTHERS = {
     "THROUGH_HOST": (1.0, "", "the same as `link` for cards that reach each other only through host memory"),
-    "KERNEL": (1e6, " µs", "of each kernel on the card, before it works and after"),
+    "KERNEL": (1e6, " µs", "fixed time of each kernel on the card, beyond its work"),
     "DISPATCH": (1e6, " µs", "the host's time to start a kernel: Python, dispatcher, autograd, driver"),
     "KERNEL_ON_CPU": (1e6, " µs", "Python's and autograd's time to start a kernel on a processor"),
-    "FILL": (1.0, "", "elements of depth by which a matmul seems deeper than it is"),
-    "MESSAGE": (1e6, " µs", "of each collective in one machine, however small"),
-    "MESSAGE_BETWEEN": (1e6, " µs", "of each collective between machines, however small"),
-    "HOST_COPY": (1.0, "", "of the link to the host, reached in copies of pinned memory"),
+    "FILL": (1.0, "", "elements added to a matmul's inner dimension for its fixed cost"),
+    "MESSAGE": (1e6, " µs", "fixed time of each collective within a machine"),
+    "MESSAGE_BETWEEN": (1e6, " µs", "fixed time of each collective between machines"),
+    "HOST_COPY": (1.0, "", "share of the host link's bandwidth that copies of pinned memory reach"),
     "SLOWEST": (1.0, "", "lower end of the range of tokens/s, relative to the prediction"),
     "FASTEST": (1.0, "", "upper end of that range"),
-    "RANGE_ELSEWHERE": (1.0, "", "how much wider both ends are on cards whose shares are not fitted"),
-    "RANGE_ON_CPU": (1.0, "", "both ends on a processor whose rates are not measured"),
-    "RANGE_MEASURED": (1.0, "", "both ends on a processor whose rates are"),
-    "HOST_UPDATE": (1e-9, " GB/s", "that an offloaded update moves in host memory"),
+    "RANGE_ELSEWHERE": (1.0, "", "further factor of both ends on cards whose shares are not fitted"),
+    "RANGE_ON_CPU": (1.0, "", "upper end on a processor whose rates are not measured; the lower end is 1 / this"),
+    "RANGE_MEASURED": (1.0, "", "upper end on a processor whose rates are measured; the lower end is 1 / this"),
+    "HOST_UPDATE": (1e-9, " GB/s", "rate at which an offloaded update moves bytes in host memory"),
 }
 
 

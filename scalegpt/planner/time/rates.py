@@ -29,8 +29,8 @@ class Shares:
     Attributes:
         matmul: share of the dense peak FLOP/s that deep matmuls reach; shallow ones reach less, see :data:`FILL`.
         attention: share of the dense peak FLOP/s that attention kernels reach; FLOPs of masked positions do not count.
-        memory: share of the memory bandwidth that kernels reach which only move data. It is low, since it also covers
-            memory traffic that :mod:`scalegpt.planner.time.work` does not count.
+        memory: share of the memory bandwidth that is reached by kernels that only move data. It is low, because it also
+            covers memory traffic that :mod:`scalegpt.planner.time.work` does not count.
         link: share of a link's bandwidth in one direction that collectives reach.
         interference: share of the time of hidden collectives that still prolongs the pass.
     """

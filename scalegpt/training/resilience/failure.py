@@ -45,7 +45,7 @@ class Failure:
 
 
 def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_oom: str) -> Failure:
-    """Find the cause of an exception in the training loop, and make the other ranks end, which may wait for this one.
+    """Find the cause of an exception in the training loop, and end the other ranks, since they may wait for this one.
 
     Args:
         error: the exception that ended this rank's loop.

@@ -125,7 +125,9 @@ def with_tokenizer_of_tokens(data: DataConfig, given: frozenset[str]) -> DataCon
     of_others = {path: found for path in prepared if (found := found_at(path)) is not None}
     ours = next((path for path in prepared if path not in of_others), None)
     if ours is None:
-        return data.changed(tokenizer=tokenizer_setting(next(iter(of_others.values())), None))
+        # A tokenizer that is not the default is the one of the model that the run starts from (``init_from``).
+        named = None if data.tokenizer == DataConfig().tokenizer else data.tokenizer
+        return data.changed(tokenizer=tokenizer_setting(next(iter(of_others.values())), named))
     with suppress(InputError):  # prepare_data reports what is wrong with the tokens
         return data.changed(tokenizer=setting_of(open_tokens(ours)))
     return data

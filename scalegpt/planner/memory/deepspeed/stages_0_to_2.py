@@ -251,7 +251,7 @@ class PartStep(ShardedStep):
 
     @property
     def overlapping(self) -> int:
-        """Elements of all tensors that the first or the last rank owns wholly or in part, whichever has more."""
+        """Elements of all tensors of which a rank owns a part: the larger of the first and the last rank's sums."""
         first = last = 0
         for group, part in zip(self.groups, self.parts, strict=True):
             start, bound = 0, part * (self.shards - 1)
