@@ -18,7 +18,7 @@ from scalegpt.data.preparation.identity import Preparation, identify
 from scalegpt.data.preparation.tails import TailWriter
 from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
 from scalegpt.data.prepared import prepared_at
-from scalegpt.data.remote.inputs import as_paths
+from scalegpt.data.remote.inputs import STANDARD_INPUT, as_paths
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
@@ -100,8 +100,9 @@ def prepare_cached(data: DataConfig, *, begun_with: str | None = None, progress:
 def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = None) -> tuple[TokenSet, str | None]:
     """The tokens that a run began with, if the cache still has them, even if the text has changed since.
 
-    Folders of text may receive logs, notes and results during training, so a change of them is only warned of. If any input
-    is not a folder of text, all inputs are prepared as they are now.
+    Folders of text may receive logs, notes and results during training, so a change of them is only warned of. Standard input
+    can be read but once, so it is not compared. If any other input is not a folder of text, all inputs are prepared as they
+    are now.
 
     Args:
         data: as for :func:`prepare_cached`. If its tokenizer is a file that has changed since, the text is prepared anew.
@@ -117,11 +118,14 @@ def prepare_again(data: DataConfig, digest: str, *, progress: Progress | None = 
     """
     inputs = [] if data.input_file is None else split_inputs(data.input_file)
     are_folders = bool(inputs) and all(is_folder(Path(each)) and not is_prepared(Path(each)) for each in inputs)
+    is_piped = STANDARD_INPUT in inputs
     with cache_errors():
-        kept = cached_with(digest) if are_folders else None
+        kept = cached_with(digest) if are_folders or is_piped else None
     file = _tokenizer_file(data)
     if kept is None or (file is not None and file.text_digest != kept.tokenizer.text_digest):
         return prepare_cached(data, begun_with=digest, progress=progress), None
+    if is_piped:
+        return kept, None
     try:
         work = _survey(inputs, data)
     except InputError as error:

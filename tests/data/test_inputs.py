@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scalegpt.config import DataConfig
+from scalegpt.data.prepare import prepare_again, prepare_cached
 from scalegpt.data.remote.inputs import parse_address
 from scalegpt.data.shards import open_tokens
 from scalegpt.errors import InputError
@@ -48,6 +50,18 @@ def test_standard_input_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> No
         assert what in done.stderr
         assert done.stderr.count(b"\n") == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_standard_input_resumes_with_the_tokens_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "d.jsonl").write_bytes(LINES)
+    begun = prepare_cached(DataConfig(input_file=str(tmp_path / "d.jsonl"), tokenizer="byte"))
+    resumed, warning = prepare_again(DataConfig(input_file="-", tokenizer="byte"), begun.digest)
+    assert (resumed.path, warning) == (begun.path, None)
+    with pytest.raises(InputError, match="standard input"):
+        prepare_again(DataConfig(input_file="-", tokenizer="byte"), "0" * 64)
 
 
 @pytest.mark.parametrize(

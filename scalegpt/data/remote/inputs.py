@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,28 @@ def _spool(beside: Path) -> Path:
     """Copy standard input into a file, once in a process."""
     global _spooled
     if _spooled is None:
-        try:
-            if sys.stdin is None or sys.stdin.isatty():
-                raise InputError("standard input is no pipe or file; pipe text into it, or name a file")
-            with disk_errors(beside):
-                remove_abandoned(beside)
-                folder, lock = make_unfinished(beside.absolute())
-                atexit.register(_remove, folder, lock)
-                path = folder / "standard input"
-                with path.open("wb") as file:
-                    shutil.copyfileobj(sys.stdin.buffer, file, _CHUNK_BYTES)
-        except OSError as error:
-            raise InputError(f"standard input cannot be read: {error.strerror}") from None
-        _spooled = path
+        if sys.stdin is None or sys.stdin.isatty():
+            raise InputError("standard input is no pipe or file; pipe text into it, or name a file")
+        with disk_errors(beside):
+            remove_abandoned(beside)
+            folder, lock = make_unfinished(beside.absolute())
+            atexit.register(_remove, folder, lock)
+            with (folder / "standard input").open("wb") as file:
+                for chunk in _chunks_of_standard_input():
+                    file.write(chunk)
+        _spooled = folder / "standard input"
     return _spooled
+
+
+def _chunks_of_standard_input() -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = sys.stdin.buffer.read(_CHUNK_BYTES)
+        except OSError as error:
+            raise InputError(f"standard input cannot be read: {error.strerror or brief(error)}") from None
+        if not chunk:
+            return
+        yield chunk
 
 
 def _remove(folder: Path, lock: int) -> None:
