@@ -59,7 +59,7 @@ def test_an_unclear_number_is_refused_in_a_line(text: str) -> None:
 def test_a_number_that_contradicts_another_is_refused() -> None:
     with pytest.raises(InputError, match="says 2 gpus, but --gpus says 4; give one of them"):
         read_counts(MachineConfig(gpu="2x 3090", gpus=4), {"gpu", "gpus"})
-    with pytest.raises(InputError, match="says 2 nodes, --nodes says 1"):
+    with pytest.raises(InputError, match="says 2 nodes, but --nodes says 1"):
         read_counts(MachineConfig(gpu="4x 3090 across 2 nodes", nodes=1), {"gpu", "nodes"})
     assert read_counts(MachineConfig(gpu="2x 3090", gpus=2), {"gpu", "gpus"})[0].gpus == 2
 
