@@ -207,7 +207,7 @@ def range_of(runs: Sequence[PublishedRun], errors: Sequence[float]) -> Range:
 
 
 def held_by_ranges_of_others(runs: Sequence[PublishedRun], errors: Sequence[float]) -> float:
-    """The share of the runs in ranges that were made without their own trainer's runs."""
+    """The share of runs whose error lies in the range of the other trainers' runs."""
     held = 0
     for name in {run.trainer.name for run in runs}:
         others = [(run, error) for run, error in zip(runs, errors, strict=True) if run.trainer.name != name]

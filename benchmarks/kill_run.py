@@ -214,7 +214,11 @@ def main() -> int:
 
 
 def kill_in(folder: Path, arguments: argparse.Namespace) -> int:
-    """Make the kills up to the requested pause, or all of them and the comparison; return the exit status."""
+    """Kill the run until the requested pause. Without a pause, make all kills, and compare the run with an undisturbed one.
+
+    Returns:
+        The exit status.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "kills.json"
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Measures the order of windows of a corpus of 10^12 tokens: opening it, drawing windows, and the memory of the order.
+"""Times how a corpus of 10^12 tokens is opened and its windows are drawn in shuffled order, and measures the memory.
 
 ``python benchmarks/order_speed.py`` makes a folder of sparse token files, opens it, draws the starts of windows, and reads
-some windows. ``--whole`` draws a whole epoch and marks every window in a table, to prove that each comes once; it takes many
-minutes, and a byte of memory a window. ``--json`` prints one object.
+some windows. It also draws windows of a mixture of three sources. ``--whole`` draws a whole epoch and checks that each window
+comes once. This takes many minutes, and one byte of memory per window. ``--json`` prints one object.
 """
 
 import argparse
@@ -21,10 +21,14 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scalegpt.data.shards import open_tokens
-from scalegpt.data.windows.sampler import WindowSampler, cut_windows
+from scalegpt.data.windows.sampler import MixtureSampler, WindowSampler, cut_windows
+from scalegpt.inputs import shares_of
 
 SIZES = (512, 10_000, 100_000)
 """The numbers of windows that are drawn at a time."""
+
+MIXTURE = ((1.0, 0.7), (0.3, 0.2), (0.1, 0.1))
+"""Each source of the mixture: its tokens relative to the corpus, and its weight."""
 
 
 def make_sparse(folder: Path, tokens: int, shards: int) -> None:
@@ -60,6 +64,16 @@ def rate(sampler: WindowSampler, windows: int, at_once: int) -> float:
     start = time.perf_counter()
     for first in range(0, windows, at_once):
         sampler.starts(first, at_once)
+    return windows / (time.perf_counter() - start)
+
+
+def mixture_rate(tokens: int, block_size: int, windows: int, at_once: int) -> float:
+    """Windows of the mixture drawn per second, ``at_once`` together."""
+    sizes, weights = zip(*MIXTURE, strict=True)
+    sampler = MixtureSampler([int(size * tokens) for size in sizes], shares_of(weights), block_size, seed=1)
+    start = time.perf_counter()
+    for first in range(0, windows, at_once):
+        sampler.windows(first, at_once)
     return windows / (time.perf_counter() - start)
 
 
@@ -104,6 +118,7 @@ def measure(tokens: int, shards: int, block_size: int, windows: int, *, whole: b
         "windows": sampler.windows,
         "opening_seconds": opening,
         "drawn_per_second": rates,
+        "mixture_drawn_per_second": mixture_rate(tokens, block_size, windows, SIZES[-1]),
         "order_peak_bytes": peak_bytes(sampler, SIZES[-1]),
         "distinct": are_distinct(sampler.starts(0, windows)),
         "read_per_second": reading,
@@ -133,6 +148,7 @@ def main() -> None:
     print(f"opened in {found['opening_seconds']:.3f} s")
     for size, each in found["drawn_per_second"].items():
         print(f"{each:,.0f} windows drawn per second, {int(size):,} at once")
+    print(f"{found['mixture_drawn_per_second']:,.0f} windows of a mixture drawn per second, {SIZES[-1]:,} at once")
     print(f"{found['order_peak_bytes'] / 1e6:.1f} MB at most for {SIZES[-1]:,} at once")
     print(f"the first {chosen.windows:,} windows are distinct: {found['distinct']}")
     print(f"{found['read_per_second']:,.0f} windows read per second, of holes")

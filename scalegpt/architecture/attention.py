@@ -163,10 +163,11 @@ def _record_fused(r: Recorder, kernel: str, shape: AttentionShape, width: int, q
 
 
 def _temporaries(kernel: str, heads: Heads, *, back: bool) -> list[int]:
-    """The bytes of a fused kernel's temporary allocations, and of keys and values that are expanded if it takes no groups.
+    """The bytes of a fused kernel's temporary allocations.
 
-    The backward pass expands both again; a single head needs no copy for that. The kernel makes gradients of the
-    expanded keys and values. Their sums over each group are the recorded gradients.
+    A kernel without grouped heads gets copies of keys and values, expanded to all query heads. The backward pass expands
+    them again. A single head of keys and values is expanded without a copy. The kernel makes gradients of the expanded
+    keys and values. Their sums over each group are the recorded gradients.
     """
     extras = [*kernels.sizes((kernels.attention_backward if back else kernels.attention_forward)(kernel, heads))]
     if kernel != "mem_efficient" or not heads.expanded:

@@ -48,7 +48,7 @@ class Processor:
 
     @classmethod
     def here(cls, torch: str) -> "Processor":
-        """The processor of this machine, for a version of torch."""
+        """This machine's processor, together with a version of torch."""
         return cls(_model(), threads_alone(), torch)
 
 

@@ -174,7 +174,7 @@ def comparison(plan: Plan, measured: Measured) -> str:
 def keep_for_later(plan: Plan, measured: Measured) -> str | None:
     """Store the measured memory of a GPU run. Later plans are calibrated with it.
 
-    Nothing is stored on a CPU, or if the measurement includes other processes.
+    Nothing is stored if the run is on a CPU, or if the measurement includes other processes.
 
     Returns:
         Why the measurement could not be written; None: it was written, or was not to be stored.

@@ -93,10 +93,10 @@ def open_folder(read: HfModel) -> Origin:
 def tokenizer_of(read: HfModel) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    A GPT-2 model with GPT-2's vocabulary and without tokenizer files has GPT-2's.
+    If a GPT-2 model has GPT-2's vocabulary but no tokenizer files, GPT-2's tokenizer is used.
 
     Raises:
-        InputError: the folder has no tokenizer that can be read, or it has more tokens than the model.
+        InputError: the folder has no readable tokenizer, or the tokenizer has more tokens than the model's vocabulary.
     """
     folder, rows = read.path.parent, read.model.vocab_size
     setting = tokenizer_setting(read) or str(folder)

@@ -169,7 +169,7 @@ class _Index:
             last = int(bounds[-1])
 
     def _start(self, sequence: int) -> int:
-        """The token offset at which a sequence begins, or the number of tokens for the one after the last."""
+        """The token offset at which a sequence begins; for the number after the last sequence, the number of all tokens."""
         if not 0 <= sequence <= self.sequences:
             raise self._damaged("a bound of documents is not a sequence")
         if sequence == self.sequences:

@@ -37,7 +37,7 @@ def predict(run: RunConfig, *, ranks: int = 1, grad_accum: int = 1, card: Card |
 
 
 def predict_with(kernel: str, run: RunConfig, *, ranks: int, grad_accum: int) -> Prediction:
-    """Predict as :func:`predict` does, but from the attention kernel, the only thing for which the card matters."""
+    """As :func:`predict`, with the attention kernel in place of the card, which affects memory only through it."""
     return _step(kernel, run, ranks, grad_accum).play()
 
 

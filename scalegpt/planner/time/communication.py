@@ -2,7 +2,7 @@
 
 In a ring of W ranks that exchanges a tensor of S bytes, each rank sends (W - 1)/W·S bytes in an all-gather or a
 reduce-scatter, and twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows
-when our backends communicate, and which pass hides it. Its source is the code of torch 2.13
+when our backends communicate, and which pass hides the communication. Its source is the code of torch 2.13
 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``,
 ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
@@ -18,12 +18,13 @@ deepspeed 2       after the update                           all-reduced in ever
 deepspeed 3       for every forward and backward pass [3]_   reduce-scattered in every micro step            both passes
 ================  =========================================  ==============================================  =============
 
-.. [1] With bf16 and without offload. Otherwise ``overlap_comm`` hides the gradients behind the last backward pass. ..
-[2] The gradients only. The all-gather of the weights is not hidden. ZeRO-2 uses all-reduce rather than reduce-scatter
-since its buckets hold the parts of several ranks (``use_multi_rank_bucket_allreduce``). .. [3] With two exceptions. The
-prefetch keeps some weights from the forward pass for the backward pass
-(:mod:`scalegpt.planner.memory.deepspeed.gather`). Small tensors (norms, biases) are whole on every rank: they are
-gathered once, after the update, and this is not hidden.
+.. [1] This holds with bf16 and without offload. Otherwise ``overlap_comm`` hides the gradients behind the last backward
+   pass.
+.. [2] Only the gradients are hidden, not the all-gather of the weights. ZeRO-2 uses all-reduce rather than reduce-scatter
+   since its buckets hold the parts of several ranks (``use_multi_rank_bucket_allreduce``).
+.. [3] There are two exceptions. The prefetch keeps some weights from the forward pass for the backward pass
+   (:mod:`scalegpt.planner.memory.deepspeed.gather`). Small tensors (norms, biases) are whole on every rank: they are
+   gathered once, after the update, and this is not hidden.
 """
 
 from collections.abc import Iterator

@@ -124,7 +124,7 @@ class StepWork(NamedTuple):
 
 
 class StepTotals(NamedTuple):
-    """All work of a step by pass, not by part. The search computes times faster from it than from StepWork."""
+    """The work of a step, added up for each pass. The search uses it, since it needs no time of single parts."""
 
     forward: Load
     backward: Load

@@ -85,9 +85,9 @@ def note_going_back(folder: Path, step: int) -> None:
 
 
 def _earlier_marks(environment: Mapping[str, str] | None) -> dict[str, str]:
-    """The marks by which to find an earlier start by this launcher.
+    """The launch marks (see :func:`launch_marks`) that an earlier start of the run by the same launcher has left.
 
-    If this is not a restart, they contain no job ids.
+    A job's id is one of them only if its launcher says that this start is a restart.
     """
     known = os.environ if environment is None else environment
     marks = launch_marks(known)

@@ -35,7 +35,7 @@ _PATIENCE = 30.0
 
 
 def position_file(run_folder: Path, name: str) -> Path:
-    """The file with the position of a tracker."""
+    """The file that records how many of the run's entries a tracker has received."""
     return run_folder / FOLDER / f"{name}.json"
 
 
