@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from scalegpt.data import token_file
 from scalegpt.data.sidecar import Shard
 from scalegpt.data.stored import Tokens
-from scalegpt.data.token_file import BLOCK_BYTES
 from scalegpt.storage import read_text, sync_file, write_atomic
 
 DIGESTS = ".digests.json"
@@ -32,19 +32,19 @@ class _Digests:
     @property
     def room(self) -> int:
         """The bytes that the present block lacks."""
-        return BLOCK_BYTES - self.bytes % BLOCK_BYTES
+        return token_file.BLOCK_BYTES - self.bytes % token_file.BLOCK_BYTES
 
     def update(self, part: bytes) -> None:
         """Add bytes, at most :attr:`room`."""
         self._whole.update(part)
         self._block.update(part)
         self.bytes += len(part)
-        if self.bytes % BLOCK_BYTES == 0:
+        if self.bytes % token_file.BLOCK_BYTES == 0:
             self._end_block()
 
     def shard(self, name: str, tokens: int) -> Shard:
         """The digests of all that was added."""
-        if self.bytes % BLOCK_BYTES:
+        if self.bytes % token_file.BLOCK_BYTES:
             self._end_block()
         return Shard(name, tokens, self._whole.hexdigest(), self._blocks)
 
