@@ -84,7 +84,7 @@ tests: .venv/installed-dev
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q -e ".[deepspeed,hf,dev]"
+	$(BIN)/pip install -q -e ".[deepspeed,hf,dev,datatrove]"
 	touch $@
 
 $(LOWEST)/installed: pyproject.toml constraints.txt .ci/lowest.py
