@@ -193,7 +193,8 @@ def _text(field: "dataclasses.Field[Any]", value: Any) -> str | None:
         except InputError as error:
             raise InputError(f"{field.name} {error}") from None
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{field.name} {shown(text)} is not UTF-8")
+        advice = "rename it" if field.metadata["is_path"] else "give text in UTF-8"
+        raise InputError(f"{field.name} {shown(text)} is not UTF-8; {advice}")
     return text
 
 

@@ -437,7 +437,7 @@ BAD = {
     "--preset tiny --tokens_per_step 32768 --micro_batch 7": "use --micro_batch",
     "--preset tiny --batch_size 8": "the sequences of one pass on a GPU are --micro_batch",
     "--preset tiny --epochs 3": "use --max_tokens or --max_iters",
-    "--preset tiny --gpu 2xh100 --gpus 4": "says 2 gpus, --gpus says 4",
+    "--preset tiny --gpu 2xh100 --gpus 4": "says 2 gpus, but --gpus says 4",
     "--preset tiny --gpu gaudi2": "the closest card that can be planned is A100 80GB",
     "--preset tiny --optimizer sgd": "'sgd' is not a value of optimizer",
     "--preset tiny --recompute some": "'some' is not a value of recompute",

@@ -187,6 +187,6 @@ def test_how_a_gpu_name_was_read_is_noted(capsys: pytest.CaptureFixture[str]) ->
     assert found["notes"][0] == "gpu '2x h100' was read as --gpu 'h100' --gpus 2"
     assert found["notes"][1].startswith("gpu 'h100' was taken as H100 SXM")
     assert main([*words, "2x h100", "--gpus", "3"]) == 2
-    assert "says 2 gpus, --gpus says 3" in capsys.readouterr().err
+    assert "says 2 gpus, but --gpus says 3" in capsys.readouterr().err
     assert main(["plan", "--gpu", "2x h100"]) == 0
     assert "was read as --gpu 'h100' --gpus 2" in capsys.readouterr().out

@@ -433,11 +433,14 @@ def test_user_text_is_escaped(written: Any, tmp_path: Path) -> None:
     assert "<b>&amp;.txt" in made.text
 
 
-def test_a_name_that_is_not_unicode_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_unicode_is_refused_and_shown_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "page.html"
     words = ["--preset", "tiny", "--gpu", "4090", "--input_file", "a\udcff.txt"]
-    assert main(["plan", *words, "--html", str(path)]) == 0
-    assert r"a\udcff.txt" in path.read_text(encoding="utf-8")
+    assert main(["plan", *words, "--html", str(path)]) == 2
+    assert r"input_file 'a\udcff.txt' is not UTF-8; rename it" in capsys.readouterr().err
+    assert not path.exists()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

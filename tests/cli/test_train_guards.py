@@ -357,8 +357,7 @@ def test_a_shard_cut_short_is_refused(train: Callable[..., str], shard: Path) ->
 
 
 def test_a_changed_shard_is_refused_with_the_place(train: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("token_file", "preparation.shard_files"):
-        monkeypatch.setattr(f"scalegpt.data.{module}.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("scalegpt.data.token_file.BLOCK_BYTES", 1000)
     assert main(["data", "prepare", "text.txt", "--tokenizer", "byte", "--out", "small_blocks"]) == 0
     shard = Path("small_blocks/train.bin")
     content = bytearray(shard.read_bytes())

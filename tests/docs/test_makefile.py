@@ -27,7 +27,7 @@ def test_install_sets_up_and_does_nothing_else(tmp_path: Path) -> None:
     assert '.venv/bin/pip install -q -e ".[deepspeed,hf]"' in said
     assert not any(word in said for word in ("demo.py", "pytest", "mypy", "dev]"))
     assert "demo.py" in steps("demo", tmp_path)
-    assert '".[deepspeed,hf,dev]"' in steps("tests", tmp_path)
+    assert '".[deepspeed,hf,dev,datatrove]"' in steps("tests", tmp_path)
 
 
 def test_the_lowest_releases_are_those_of_the_extras_too() -> None:
