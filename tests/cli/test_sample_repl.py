@@ -104,7 +104,10 @@ def test_on_a_terminal_it_asks_ctrl_c_stops_a_continuation_and_ctrl_d_ends(termi
     terminal.wait_for(r"abc\r\n[a-z \r\n]{200}")
     terminal.type("\x03")
     terminal.wait_for(r"\n> ")
-    terminal.type("dropped\x03")
+    terminal.type("dropped")
+    terminal.wait_for("dropped")
+    time.sleep(0.5)  # a signal between the echo and readline's wait for a key would be seen only at the next key
+    terminal.type("\x03")
     terminal.wait_for(r"\n> ")
     terminal.type("\x04")
     assert terminal.process.wait(300) == 0
