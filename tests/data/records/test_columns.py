@@ -52,7 +52,10 @@ def test_texts_of_every_type_are_read_in_order(tmp_path: Path, write: Any, rows:
     types = {"string": pa.string(), "large_string": pa.large_string(), "string_view": pa.string_view()}
     column = pa.array(TEXTS).dictionary_encode() if kind == "dictionary" else pa.array(TEXTS).cast(types[kind])
     table = pa.table({"id": range(len(TEXTS)), "text": column, "more": [["a", "b"]] * len(TEXTS)})
-    path = write(table, tmp_path / "d", rows)
+    try:
+        path = write(table, tmp_path / "d", rows)
+    except pa.ArrowNotImplementedError as error:  # older releases write no views to Parquet
+        pytest.skip(f"pyarrow {pa.__version__}: {error}")
     corpus = survey([path], "utf-8")
     assert documents(corpus) == TEXTS
     (source,) = corpus.sources
