@@ -160,7 +160,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_loss_of_its_own_step(
 ) -> None:
     one = trainer(max_iters=20, eval_every=4, keep_checkpoints=1)
     values = iter([3.0, 2.0, 1.0, 4.0, 5.0])
-    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1)])
+    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1, 0)])
     monkeypatch.setattr(one.job.backend, "evaluate", lambda *_: torch.tensor(next(values)))
     one.fit()
     assert kept(one) == [12, 20]
@@ -255,7 +255,7 @@ def test_nothing_is_saved_while_the_last_step_was_skipped(
         flags |= {"max_minutes": 1e-9}
     one = trainer(**flags)
     fails_from(one, 5, monkeypatch)
-    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1)])
+    monkeypatch.setattr(one, "held_out", [(torch.zeros(1, 1), torch.zeros(1, 1), 1, 0)])
     monkeypatch.setattr(one.job.backend, "evaluate", lambda *_: torch.tensor(math.nan))
     if trigger == "signal":
         one.job.stop.ask(Reason.TERM)
