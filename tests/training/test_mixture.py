@@ -42,14 +42,7 @@ scalegpt.train(**json.loads(sys.argv[1]))
 """
 
 
-@pytest.fixture
-def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
-    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    for name, text in (("prose", "Tomorrow, and tomorrow, and tomorrow. "), ("code", "def f(x):\n    return x\n")):
-        Path(name).mkdir()
-        Path(name, "text.txt").write_text(text * 120)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(name: str = "mixed", input_file: Any = MIXED, **settings: Any) -> Path:
