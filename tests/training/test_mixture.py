@@ -165,7 +165,7 @@ def test_a_run_keeps_the_tokens_of_a_source_whose_text_has_changed(
     train(max_iters=4)
     Path("code/more.txt").write_text("another file " * 50)
     capsys.readouterr()
-    train(max_iters=8)
+    train(max_iters=8, workers=1)
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "has changed since" in line]
     assert warning.startswith("warning: code has changed since this run began; the run resumes with the tokens that it")
 
