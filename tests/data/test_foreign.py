@@ -218,6 +218,39 @@ def test_a_folder_of_datatrove(tmp_path: Path, width: int, index: bool, name: st
     assert [*one.train.tolist(), *one.val.tolist()] == joined(docs[:25])
 
 
+def test_folders_of_datatrove_inside_a_folder(tmp_path: Path) -> None:
+    docs = documents()
+    for number, name in enumerate(("web", "code/deep", "validation")):
+        (tmp_path / name).mkdir(parents=True)
+        write_datatrove(tmp_path / name / "0.ds", docs[10 * number : 10 * number + 10])
+    (tmp_path / "web/back").symlink_to(tmp_path)
+    tokens = opened(tmp_path)
+    assert tokens.train.tolist() == joined([*docs[10:20], *docs[:10]])  # in the order of their paths
+    assert tokens.val.tolist() == joined(docs[20:30])
+    write_datatrove(tmp_path / "9.ds", docs[30:])
+    assert len(opened(tmp_path).train) == sum(map(len, [*docs[:20], *docs[30:]]))
+    (tmp_path / "web/0.ds.loss").write_bytes(bytes(9))
+    with pytest.raises(InputError, match=r"web/0\.ds has a mask of the loss"):
+        open_given(tmp_path, BYTES)
+
+
+def test_tokens_of_datatrove_beside_text_hide_no_text(tmp_path: Path) -> None:
+    for name in ("tokens", "text"):
+        (tmp_path / name).mkdir()
+    write_datatrove(tmp_path / "tokens/0.ds", documents())
+    (tmp_path / "text/a.txt").write_text("text")
+    assert found_at(tmp_path) is None
+    assert [document.name for document in find_documents([tmp_path]).documents] == ["text/a.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root lists every folder")
+def test_a_folder_of_datatrove_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
+    write_datatrove(tmp_path / "0.ds", documents())
+    (tmp_path / "more").mkdir(mode=0)
+    with pytest.raises(InputError, match="more cannot be read: Permission denied; make it readable"):
+        open_given(tmp_path, BYTES)
+
+
 def test_datatrove_names_its_tokenizer(tmp_path: Path) -> None:
     def setting(name: str | None) -> str:
         found = found_at(write_datatrove(tmp_path / "a.ds", documents(), name))
