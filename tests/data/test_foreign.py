@@ -289,6 +289,21 @@ def test_files_of_datatrove_that_are_refused(tmp_path: Path, name: str, content:
         open_given(tmp_path, BYTES).check_contents()
 
 
+def test_a_file_of_datatrove_that_is_lost(tmp_path: Path) -> None:
+    for name in ("0.ds", "1.ds"):
+        write_datatrove(tmp_path / name, documents())
+    (tmp_path / "all.ds.metadata").write_text("gpt2|2\n680\n680 T")  # the merger writes it of all its files
+    (tmp_path / "1.ds").unlink()
+    with pytest.raises(InputError, match=r"1\.ds is missing; restore it"):
+        open_given(tmp_path, BYTES)
+    (tmp_path / "1.ds").mkdir()
+    with pytest.raises(InputError, match=r"1\.ds cannot be read: Is a directory"):
+        open_given(tmp_path, BYTES)
+    (tmp_path / "1.ds").rmdir()
+    (tmp_path / "1.ds.index").unlink()
+    assert len(opened(tmp_path).train) > 300
+
+
 def test_a_file_of_datatrove_without_anything_beside_it(tmp_path: Path) -> None:
     path = write_datatrove(tmp_path / "a.ds", documents(4), None, index=False)
     with pytest.raises(InputError, match="does not say whether its ids have 2 or 4 bytes"):

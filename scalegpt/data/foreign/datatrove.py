@@ -55,7 +55,8 @@ def find(path: Path) -> Found:
     """Read the metadata of a ``.ds`` file, or of all such files in a folder at any depth, in the order of their paths.
 
     Raises:
-        InputError: a file contradicts its index or metadata, or has loss masks; or the files are of several tokenizers.
+        InputError: a file is missing beside its index, contradicts it or its metadata, or has loss masks; or the files are of
+            several tokenizers.
         UnreadableFileError: a folder cannot be listed.
     """
     read = [_read(file, names) for file, names in _files_at(path)]
@@ -83,9 +84,11 @@ def _files_at(path: Path) -> list[tuple[Path, set[str]]]:
             continue
         seen.add(real)
         names = set(names_in(folder))
-        inside = {name for name in names if (folder / name).is_dir()}
-        found += [(folder / name, names) for name in names - inside if name.endswith(".ds")]
-        pending += [folder / name for name in sorted(inside, reverse=True)]
+        files = {
+            name.removesuffix(".index") for name in names if name.endswith((".ds", ".ds.index"))
+        }  # an index alone: lost
+        found += [(folder / name, names) for name in files]
+        pending += [folder / name for name in sorted(names - files, reverse=True) if (folder / name).is_dir()]
     return sorted(found, key=lambda each: str(each[0]))
 
 
