@@ -18,11 +18,10 @@ from typing import Any
 
 from scalegpt.data.cache import cache_folder
 from scalegpt.data.remote.listing import RemoteFile, errors_of, is_address, list_files, open_address
+from scalegpt.data.token_file import Progress
 from scalegpt.errors import InputError
 from scalegpt.storage import check_space, disk_errors, read_text, sync_file, write_atomic
 from scalegpt.text import one_line
-
-Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = 8 << 20
 _LISTING = ".files.json"
