@@ -93,11 +93,11 @@ def are_distinct(starts: npt.NDArray[np.int64]) -> bool:
 
 def comes_once(sampler: WindowSampler, at_once: int = 100_000) -> bool:
     """Whether an epoch has every window once."""
-    seen, offset = np.zeros(sampler.windows, dtype=bool), int(sampler.starts(0, 1)[0]) % sampler.block_size
+    seen = np.zeros(sampler.tokens // sampler.block_size + 1, dtype=bool)
     for begin in range(0, sampler.windows, at_once):
         starts = sampler.starts(begin, min(at_once, sampler.windows - begin))
-        seen[(starts - offset) // sampler.block_size] = True
-    return bool(seen.all())
+        seen[starts // sampler.block_size] = True  # windows of an epoch begin whole blocks apart
+    return int(seen.sum()) == sampler.windows
 
 
 def measure(tokens: int, shards: int, block_size: int, windows: int, *, whole: bool) -> dict[str, Any]:
@@ -108,6 +108,7 @@ def measure(tokens: int, shards: int, block_size: int, windows: int, *, whole: b
         opened = open_tokens(scratch)
         opening = time.perf_counter() - start
         sampler = WindowSampler(len(opened.train), block_size, seed=1)
+        windows = min(windows, sampler.windows)  # a second epoch begins windows again
         rates = {str(size): rate(sampler, windows, size) for size in SIZES}
         start = time.perf_counter()
         cut_windows(opened.train, sampler.starts(0, 2000), block_size)
@@ -116,6 +117,7 @@ def measure(tokens: int, shards: int, block_size: int, windows: int, *, whole: b
         "tokens": tokens,
         "files": shards,
         "windows": sampler.windows,
+        "drawn": windows,
         "opening_seconds": opening,
         "drawn_per_second": rates,
         "mixture_drawn_per_second": mixture_rate(tokens, block_size, windows, SIZES[-1]),
@@ -150,7 +152,7 @@ def main() -> None:
         print(f"{each:,.0f} windows drawn per second, {int(size):,} at once")
     print(f"{found['mixture_drawn_per_second']:,.0f} windows of a mixture drawn per second, {SIZES[-1]:,} at once")
     print(f"{found['order_peak_bytes'] / 1e6:.1f} MB at most for {SIZES[-1]:,} at once")
-    print(f"the first {chosen.windows:,} windows are distinct: {found['distinct']}")
+    print(f"the first {found['drawn']:,} windows are distinct: {found['distinct']}")
     print(f"{found['read_per_second']:,.0f} windows read per second, of holes")
     if "each_once" in found:
         print(f"each of {found['windows']:,} windows comes once: {found['each_once']}")

@@ -32,6 +32,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with the folders of text ``prose`` and ``code``, and a cache of its own."""
+    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("prose", "Tomorrow, and tomorrow, and tomorrow. "), ("code", "def f(x):\n    return x\n")):
+        Path(name).mkdir()
+        Path(name, "text.txt").write_text(text * 120)
+    return tmp_path
+
+
+@pytest.fixture
 def tiny_model(one_thread: None) -> Callable[..., Any]:
     """A factory of small GPTs with their initial weights; keywords change the shape, the loss and the seed."""
 

@@ -29,7 +29,7 @@ def length_notes(train: TrainConfig, tokens: int, given: Iterable[str]) -> Itera
         longer = next(key for key in LENGTHS if key != shorter)
         yield (
             f"the run ends after {limits[shorter]:,} steps, the shorter of max_iters {train.max_iters:,} and max_tokens "
-            f"{train.max_tokens:,} the shorter counts; --{shorter} none trains for {limits[longer]:,} steps"
+            f"{train.max_tokens:,}; --{shorter} none trains for {limits[longer]:,} steps"
         )
     elif train.max_minutes is not None and not set(given) & set(LENGTHS):
         yield (

@@ -230,8 +230,9 @@ def test_a_limit_of_tokens_or_minutes_ends_the_run(train: Callable[..., str]) ->
 
 
 def test_two_lengths_are_reported_and_one_replaces_the_default(train: Callable[..., str]) -> None:
-    assert "the run ends after 2 steps" in train(max_tokens=256, max_iters=3)
-    assert "the shorter counts" not in train(max_iters=None, max_tokens=128 * 1001, max_minutes=1e-9, model_name="long")
+    said = train(max_tokens=256, max_iters=3)
+    assert "the run ends after 2 steps, the shorter of max_iters 3 and max_tokens 256; --max_tokens none trains" in said
+    assert "the run ends after" not in train(max_iters=None, max_tokens=128 * 1001, max_minutes=1e-9, model_name="long")
     plan = json.loads(Path("runs/long/plan.json").read_text())
     assert plan["steps"] == 1001  # the default of 1,000 steps does not cut it
     again = ["train", "--config_file", "runs/long/config.yaml", "--input_file", "text.txt", "--device", "cpu"]

@@ -143,21 +143,11 @@ def test_the_order_of_a_terabyte_needs_no_table() -> None:
 # --- the sources -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    for name, text in (("prose", "Tomorrow, and tomorrow. "), ("code", "def f(x):\n    return x\n")):
-        Path(name).mkdir()
-        Path(name, "text.txt").write_text(text * 200)
-    return tmp_path
-
-
 def mixture(input_file: str, **given: object) -> Mixture:
     return prepare_mixture(DataConfig.from_mapping({"tokenizer": "byte", **given, "input_file": input_file}, "test"))[0]
 
 
-def test_each_source_is_prepared_by_itself(folder: Path) -> None:
+def test_each_source_is_prepared_by_itself(sources: Path) -> None:
     mixed = mixture("code=0.3,prose=0.7")
     assert [(source.name, source.share) for source in mixed.sources] == [("prose", 7000), ("code", 3000)]
     assert mixed.labels == ("prose", "code")
@@ -173,19 +163,19 @@ def test_each_source_is_prepared_by_itself(folder: Path) -> None:
     ]
 
 
-def test_the_digest_is_of_tokens_and_weights_however_they_are_written(folder: Path) -> None:
+def test_the_digest_is_of_tokens_and_weights_however_they_are_written(sources: Path) -> None:
     digest = mixture("prose=0.7,code=0.3").digest
     assert mixture("code=3,prose=7").digest == digest
-    (folder / "moved").mkdir()
-    (folder / "code" / "text.txt").rename(folder / "moved" / "text.txt")
+    (sources / "moved").mkdir()
+    (sources / "code" / "text.txt").rename(sources / "moved" / "text.txt")
     assert mixture("prose=0.7,moved=0.3").digest == digest
     assert mixture("prose=0.6,moved=0.4").digest != digest
     assert mixture("prose,moved").digest != digest
-    (folder / "moved" / "text.txt").write_text("another text " * 400)
+    (sources / "moved" / "text.txt").write_text("another text " * 400)
     assert mixture("prose=0.7,moved=0.3").digest != digest
 
 
-def test_labels_are_short_and_of_one_source_each(folder: Path) -> None:
+def test_labels_are_short_and_of_one_source_each(sources: Path) -> None:
     for name in ("x", "y"):
         Path(name, "prose").mkdir(parents=True)
         Path(name, "prose", "text.txt").write_text(f"{name} once more " * 300)
@@ -195,8 +185,8 @@ def test_labels_are_short_and_of_one_source_each(folder: Path) -> None:
     assert mixture("a:b=2,code=1").labels == ("a_b", "code")
 
 
-def test_prepared_tokens_and_text_are_mixed_if_they_have_one_tokenizer(folder: Path) -> None:
-    prepare(["prose"], folder / "tokens", DataConfig(tokenizer="byte"))
+def test_prepared_tokens_and_text_are_mixed_if_they_have_one_tokenizer(sources: Path) -> None:
+    prepare(["prose"], sources / "tokens", DataConfig(tokenizer="byte"))
     assert mixture("tokens=1,code=1").tokenizer.kind == "byte"
     with pytest.raises(InputError) as refused:
         mixture("tokens=2,code=1", tokenizer="gpt2")
@@ -207,8 +197,8 @@ def test_prepared_tokens_and_text_are_mixed_if_they_have_one_tokenizer(folder: P
         mixture("prose=2,code=1", tokenizer="char")
 
 
-def test_a_source_without_text_is_named(folder: Path) -> None:
-    (folder / "short.txt").write_text("ab")
+def test_a_source_without_text_is_named(sources: Path) -> None:
+    (sources / "short.txt").write_text("ab")
     with pytest.raises(InputError, match=r"none\.txt"):
         mixture("prose=1,none.txt=1")
     with pytest.raises(InputError, match=r"short\.txt gives \d training tokens, fewer than block_size 16"):

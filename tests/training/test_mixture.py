@@ -42,14 +42,7 @@ scalegpt.train(**json.loads(sys.argv[1]))
 """
 
 
-@pytest.fixture
-def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
-    monkeypatch.setenv("SCALEGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    for name, text in (("prose", "Tomorrow, and tomorrow, and tomorrow. "), ("code", "def f(x):\n    return x\n")):
-        Path(name).mkdir()
-        Path(name, "text.txt").write_text(text * 120)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(name: str = "mixed", input_file: Any = MIXED, **settings: Any) -> Path:
@@ -172,7 +165,7 @@ def test_a_run_keeps_the_tokens_of_a_source_whose_text_has_changed(
     train(max_iters=4)
     Path("code/more.txt").write_text("another file " * 50)
     capsys.readouterr()
-    train(max_iters=8)
+    train(max_iters=8, workers=1)
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "has changed since" in line]
     assert warning.startswith("warning: code has changed since this run began; the run resumes with the tokens that it")
 

@@ -1,7 +1,7 @@
 """Prepares a run's data once on each machine, and opens them on every rank. A resumed run keeps its earlier tokens."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scalegpt.backends import World
 from scalegpt.checkpoint.reader import read_manifest
@@ -49,11 +49,13 @@ class ReadyData:
 def prepare_data(request: Request, world: World, logger: Logger, stop: StopRequest) -> ReadyData:
     """Prepare and check the data once on each machine, then open them on every rank; all ranks must call it together.
 
+    The request has the tokenizer of the prepared tokens, if any (:func:`with_tokenizer_of_tokens`).
+
     Raises:
         InputError: the data cannot be used, or differ between machines.
         Stopped: a rank was asked to stop.
     """
-    run = replace(request.run, data=world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given)))
+    run = request.run
     kept = world.on_first(lambda: None if request.fresh else tokens_to_keep(request))
 
     def work() -> tuple[tuple[Place, ...], str, list[str]]:
@@ -95,6 +97,7 @@ def tokens_to_keep(request: Request) -> dict[str, str] | None:
         now |= {"tokenizer": before.get("tokenizer")}
     if same_kind(before.get("tokenizer"), now["tokenizer"]):
         now |= {"tokenizer": before.get("tokenizer")}  # the preparation compares what two files hold
+    now |= {"workers": before.get("workers")}  # any number of threads makes the same tokens
     if any(now.get(key) != value for key, value in before.items()):
         return None
     try:

@@ -34,8 +34,8 @@ class Resolved:
     """A request in which the settings that depend on this machine and on the run so far are filled in.
 
     Attributes:
-        request: the request; after a restart by the launcher, it is changed to resume the run that the first start
-            began.
+        request: the request, with the tokenizer of prepared tokens; after a restart by the launcher, it is changed to
+            resume the run that the first start began.
         run: the configuration with its precision, with the layout that an earlier process of the run chose, and with the
             tokenizer and vocabulary that are expected of the data.
         open: names of the settings that the planner still has to choose.
@@ -60,8 +60,9 @@ def resolve_request(request: Request, world: World) -> Resolved:
     """
     check_name(request.run.name)
     request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
+    data = world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given))
+    request = replace(request, run=replace(request.run, data=data))
     run, open_, notes = world.on_first(lambda: _as_chosen_before(request, world))
-    run = replace(run, data=world.on_first(lambda: with_tokenizer_of_tokens(run.data, request.given)))
     run = world.on_first(lambda: with_expected_vocabulary(run, request.given))
     world.on_first(lambda: _check_vocabulary(run))
     train = run.train
