@@ -1,6 +1,8 @@
 """Makes text from other sources safe to print: file names, samples, error messages of other programs."""
 
 import unicodedata
+from collections.abc import Sequence
+from itertools import count
 
 _JOINERS = frozenset("\u200c\u200d")  # zero-width joiners, which some scripts and emoji need between characters
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -58,3 +60,15 @@ def brief(text: object, most: int = 300) -> str:
     line = str(text)[: most + 1]
     words = " ".join(visible(line).split())
     return words if len(line) <= most and len(words) <= most else f"{words[:most]}…"
+
+
+def distinct(names: Sequence[str], form: str) -> list[str]:
+    """The names, each made unique: those that occur several times get a number from 1 on, as ``form`` joins both."""
+    taken, found = set(names), []
+    for name in names:
+        unique = name
+        if names.count(name) > 1:
+            unique = next(each for number in count(1) if (each := form.format(name, number)) not in taken)
+            taken.add(unique)
+        found.append(unique)
+    return found

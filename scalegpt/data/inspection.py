@@ -1,7 +1,7 @@
 """What ``scalegpt data inspect`` says: what is at a path, in numbers and samples, after a look at every id."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from scalegpt.data.foreign.given import found_at
 from scalegpt.data.foreign.opening import open_found, tokenizer_of
 from scalegpt.data.prepare import survey_reporting
 from scalegpt.data.shards import TokenSet, open_tokens
-from scalegpt.data.sidecar import FORMAT, shards_of
+from scalegpt.data.sidecar import shards_of
 from scalegpt.data.stored import Part, StoredTokens
 from scalegpt.data.text.reading import Source, read_documents
-from scalegpt.data.token_file import UnreadableTokensError, chunks_of
+from scalegpt.data.token_file import Progress, UnreadableTokensError, chunks_of
 from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.text import shown
-
-Progress = Callable[[int, int], None]
 
 _PREVIEW_TOKENS, _PREVIEW_CHARACTERS = 60, 200
 
@@ -88,7 +86,7 @@ def inspect_tokens(
     if found is None:
         tokens = open_tokens(path)
         tokens.check_contents()
-        facts = {"format": "ScaleGPT" if tokens.meta.get("format") == FORMAT else "nanoGPT", **describe(tokens)}
+        facts = {"format": "ScaleGPT" if tokens.meta else "nanoGPT", **describe(tokens)}
         files = {split: file.tokens.parts for split, file in tokens.files.items()}
         counts = count_ids((tokens.train, tokens.val), tokens.tokenizer, progress)
         return {**facts, **_counts(files, counts), **_previews(tokens)}
@@ -188,7 +186,7 @@ def describe(tokens: TokenSet) -> dict[str, Any]:
         "tokenizer_digest": tokenizer.digest,
         "shards": {
             split: [{"name": each.name, "tokens": each.tokens, "sha256": each.sha256} for each in shards]
-            for split, shards in (shards_of(meta) if meta.get("format") == FORMAT else {}).items()
+            for split, shards in (shards_of(meta) if meta else {}).items()
         },
     }
 

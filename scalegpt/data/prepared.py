@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from scalegpt.data.remote.download import Progress, local_path
+from scalegpt.data.remote.download import local_path
 from scalegpt.data.text.documents import is_prepared
+from scalegpt.data.token_file import Progress
 from scalegpt.inputs import paths_of
 
 

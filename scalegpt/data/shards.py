@@ -177,7 +177,7 @@ def open_tokens(path: str | Path, unnamed: Callable[[], Tokenizer] = _gpt2) -> T
         unnamed: makes the tokenizer of nanoGPT's other folders, which do not say what it is; it decides the size of an id.
 
     Raises:
-        InputError: there is no such folder, the sidecar is malformed, or a token file is missing, cut short or of odd size.
+        InputError: there is no such folder, the sidecar is malformed, or a token file is missing, or not of whole ids.
     """
     path = Path(path)
     try:

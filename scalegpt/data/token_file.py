@@ -157,7 +157,7 @@ def _checked_part(path: Path, expected: int | None, dtype: np.dtype[Any]) -> Par
         raise InputError(f"token file {one_line(path)} is empty; prepare the data again")
     if size % width:
         raise InputError(
-            f"token file {one_line(path)} holds {size} bytes, an odd number, so it is cut short or does not hold "
+            f"token file {one_line(path)} holds {size} bytes, no multiple of {width}, so it is cut short or does not hold "
             f"{dtype.name} tokens; prepare the data again"
         )
     return Part(path, 0, size // width, dtype)

@@ -36,7 +36,7 @@ class Evaluation:
         tokens: number of scored tokens.
         bytes: size of the whole text in UTF-8, in bytes.
         documents: number of documents; None if it is not known.
-        split: the split of prepared tokens; None for the text of files.
+        split: the split of prepared tokens; None for the text of files, or for a mixture with text of files.
         name: the source, as the user named it.
         weight: the source's part of a mixture, from 0 to 1.
     """
@@ -106,12 +106,13 @@ class MixedEvaluation(Evaluation):
 def mean_of(parts: Sequence[Evaluation]) -> MixedEvaluation:
     """The evaluation of a mixture from those of its sources."""
     known = [part.documents for part in parts if part.documents is not None]
+    splits = {part.split for part in parts}
     return MixedEvaluation(
         nats=sum(part.nats for part in parts),
         tokens=sum(part.tokens for part in parts),
         bytes=sum(part.bytes for part in parts),
         documents=sum(known) if len(known) == len(parts) else None,
-        split=parts[0].split,
+        split=parts[0].split if len(splits) == 1 else None,
         parts=tuple(parts),
     )
 

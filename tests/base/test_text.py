@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalegpt.text import one_line, shortened, shown
+from scalegpt.text import distinct, one_line, shortened, shown
 
 
 def test_a_cell_is_one_line() -> None:
@@ -31,3 +31,8 @@ def test_long_texts_lose_their_middle() -> None:
     assert shortened("abcdefghij", 10) == "abcdefghij"
     assert shortened("abcdefghijk", 10) == "abcdef…ijk"
     assert len(shown("x" * 10**6)) < 70
+
+
+def test_names_that_come_twice_get_numbers_that_no_other_name_has() -> None:
+    assert distinct(["a", "b", "a"], "{} {}") == ["a 1", "b", "a 2"]
+    assert distinct(["a", "a 1", "a"], "{} {}") == ["a 2", "a 1", "a 3"]

@@ -218,6 +218,39 @@ def test_a_folder_of_datatrove(tmp_path: Path, width: int, index: bool, name: st
     assert [*one.train.tolist(), *one.val.tolist()] == joined(docs[:25])
 
 
+def test_folders_of_datatrove_inside_a_folder(tmp_path: Path) -> None:
+    docs = documents()
+    for number, name in enumerate(("web", "code/deep", "validation")):
+        (tmp_path / name).mkdir(parents=True)
+        write_datatrove(tmp_path / name / "0.ds", docs[10 * number : 10 * number + 10])
+    (tmp_path / "web/back").symlink_to(tmp_path)
+    tokens = opened(tmp_path)
+    assert tokens.train.tolist() == joined([*docs[10:20], *docs[:10]])  # in the order of their paths
+    assert tokens.val.tolist() == joined(docs[20:30])
+    write_datatrove(tmp_path / "9.ds", docs[30:])
+    assert len(opened(tmp_path).train) == sum(map(len, [*docs[:20], *docs[30:]]))
+    (tmp_path / "web/0.ds.loss").write_bytes(bytes(9))
+    with pytest.raises(InputError, match=r"web/0\.ds has a mask of the loss"):
+        open_given(tmp_path, BYTES)
+
+
+def test_tokens_of_datatrove_beside_text_hide_no_text(tmp_path: Path) -> None:
+    for name in ("tokens", "text"):
+        (tmp_path / name).mkdir()
+    write_datatrove(tmp_path / "tokens/0.ds", documents())
+    (tmp_path / "text/a.txt").write_text("text")
+    assert found_at(tmp_path) is None
+    assert [document.name for document in find_documents([tmp_path]).documents] == ["text/a.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root lists every folder")
+def test_a_folder_of_datatrove_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
+    write_datatrove(tmp_path / "0.ds", documents())
+    (tmp_path / "more").mkdir(mode=0)
+    with pytest.raises(InputError, match="more cannot be read: Permission denied; make it readable"):
+        open_given(tmp_path, BYTES)
+
+
 def test_datatrove_names_its_tokenizer(tmp_path: Path) -> None:
     def setting(name: str | None) -> str:
         found = found_at(write_datatrove(tmp_path / "a.ds", documents(), name))
@@ -254,6 +287,21 @@ def test_files_of_datatrove_that_are_refused(tmp_path: Path, name: str, content:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words):
         open_given(tmp_path, BYTES).check_contents()
+
+
+def test_a_file_of_datatrove_that_is_lost(tmp_path: Path) -> None:
+    for name in ("0.ds", "1.ds"):
+        write_datatrove(tmp_path / name, documents())
+    (tmp_path / "all.ds.metadata").write_text("gpt2|2\n680\n680 T")  # the merger writes it of all its files
+    (tmp_path / "1.ds").unlink()
+    with pytest.raises(InputError, match=r"1\.ds is missing; restore it"):
+        open_given(tmp_path, BYTES)
+    (tmp_path / "1.ds").mkdir()
+    with pytest.raises(InputError, match=r"1\.ds cannot be read: Is a directory"):
+        open_given(tmp_path, BYTES)
+    (tmp_path / "1.ds").rmdir()
+    (tmp_path / "1.ds.index").unlink()
+    assert len(opened(tmp_path).train) > 300
 
 
 def test_a_file_of_datatrove_without_anything_beside_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,25 +18,15 @@ from scalegpt.errors import InputError
 LINES = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(30)).encode()
 
 
-def prepare(folder: Path, content: bytes, *more: str) -> "subprocess.CompletedProcess[bytes]":
-    words = [
-        sys.executable,
-        "-m",
-        "scalegpt",
-        "data",
-        "prepare",
-        "-",
-        "--out",
-        str(folder / "out"),
-        "--tokenizer",
-        "byte",
-    ]
-    return subprocess.run([*words, *more], input=content, capture_output=True, cwd=folder)
+def prepare(folder: Path, given: str, content: bytes = b"", **more: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run ``data prepare`` in a folder, where it writes ``out``; ``more`` is added to the environment."""
+    words = [sys.executable, "-m", "scalegpt", "data", "prepare", given, "--out", "out", "--tokenizer", "byte"]
+    return subprocess.run(words, input=content, capture_output=True, cwd=folder, env={**os.environ, **more})
 
 
 @pytest.mark.parametrize("content", [LINES, gzip.compress(LINES)], ids=["plain", "gzip"])
 def test_standard_input_is_read_by_its_content(tmp_path: Path, content: bytes) -> None:
-    done = prepare(tmp_path, content)
+    done = prepare(tmp_path, "-", content)
     assert done.returncode == 0, done.stderr
     tokens = open_tokens(tmp_path / "out")
     assert tokens.meta["documents"] == 30
@@ -45,7 +36,7 @@ def test_standard_input_is_read_by_its_content(tmp_path: Path, content: bytes) -
 
 def test_standard_input_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> None:
     for content, what in ((b"", b"standard input is empty"), (LINES + b"{", b"standard input, line 31: broken JSON")):
-        done = prepare(tmp_path, content)
+        done = prepare(tmp_path, "-", content)
         assert done.returncode == 2
         assert what in done.stderr
         assert done.stderr.count(b"\n") == 1
@@ -85,23 +76,11 @@ def test_what_is_no_address(address: str) -> None:
         parse_address(address)
 
 
-def test_without_a_network_a_data_set_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_a_data_set_is_refused_in_a_line(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="the package datasets is not installed")
-    words = [
-        sys.executable,
-        "-m",
-        "scalegpt",
-        "data",
-        "prepare",
-        "hf://someone/nothing",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = prepare(tmp_path, "hf://someone/nothing", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 2
-    assert done.stderr.startswith("scalegpt data: error: hf://someone/nothing cannot be loaded: ")
-    assert done.stderr.endswith("; check the name and the network\n")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(b"scalegpt data: error: hf://someone/nothing cannot be loaded: ")
+    assert done.stderr.endswith(b"; check the name and the network\n")
+    assert done.stderr.count(b"\n") == 1
     assert not (tmp_path / "out").exists()

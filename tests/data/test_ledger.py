@@ -49,6 +49,19 @@ def test_a_line_of_an_earlier_release_is_read_and_continued(tmp_path: Path) -> N
     assert json.loads(ledger.path.read_text()) == line
 
 
+def test_more_files_than_a_line_can_list_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "data_ledger.jsonl")
+    ledger.append(START)
+    before = ledger.path.read_text()
+    monkeypatch.setattr("scalegpt.data.windows.ledger._LONGEST_LINE", len(before))
+    assert ledger.read() == [START]
+    files = tuple(LedgerFile(f"/data/{number}.bin", 0, 50) for number in range(100))
+    many = replace(START, first_step=9, sources=(replace(START.sources[0], files=files, data="more"),))
+    with pytest.raises(InputError, match="cannot list 100 token files; put the tokens into fewer"):
+        ledger.append(many)
+    assert ledger.path.read_text() == before
+
+
 def test_windows_of_a_mixture_name_their_source_and_file(tmp_path: Path) -> None:
     wiki = LedgerSource("wiki", 7000, 4000, "one", (LedgerFile("/w/0.bin", 0, 1500), LedgerFile("/w/1.bin", 512, 2500)))
     code = LedgerSource("code", 3000, 900, "two", (LedgerFile("/c/train.bin", 0, 900),))

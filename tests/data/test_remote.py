@@ -134,6 +134,31 @@ def test_a_rest_of_another_version_is_not_used(store: Any, monkeypatch: pytest.M
     assert again("memory://x/a.txt").read_bytes() == b"new" * 100
 
 
+@pytest.mark.parametrize("size", [True, False], ids=["size", "neither"])
+def test_a_server_that_tells_no_version(store: Any, monkeypatch: pytest.MonkeyPatch, size: bool) -> None:
+    """Then no beginning is kept, which may be of another content; nor, without a size either, an earlier copy."""
+    info = type(store).info
+    known = {"name", "type", *(["size"] if size else [])}
+    monkeypatch.setattr(
+        type(store), "info", lambda *args: {key: value for key, value in info(*args).items() if key in known}
+    )
+    read = list[int]()
+
+    def note(done: int, _: int) -> None:
+        read.append(done)
+        if len(read) == 2:
+            raise InputError("interrupted")
+
+    monkeypatch.setattr(download, "_BLOCK_BYTES", 10)
+    store.pipe("/x/a.txt", b"old" * 10)
+    with pytest.raises(InputError, match="interrupted"):
+        local_path("memory://x/a.txt", note)
+    store.pipe("/x/a.txt", b"new" * 10)
+    assert local_path("memory://x/a.txt").read_bytes() == b"new" * 10
+    store.pipe("/x/a.txt", b"two" * 10)
+    assert again("memory://x/a.txt").read_bytes() == (b"new" if size else b"two") * 10
+
+
 def test_files_that_belong_together(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     write_megatron(tmp_path / "there/my_document", [[[1, 2, 3]], [[4]]])

@@ -69,7 +69,7 @@ def test_sizes_must_match_the_sidecar(folder, name):
         open_tokens(folder)
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b"abc", "odd number")])
+@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b"abc", "3 bytes, no multiple of 2")])
 def test_token_files_that_cannot_be(tmp_path, content, words):
     path = tmp_path / "train.bin"
     path.write_bytes(content)

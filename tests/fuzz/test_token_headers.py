@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.token_headers import KINDS, fault, read_datatrove, read_llmc, read_megatron
+from fuzz.token_headers import KINDS, fault
 
 CASES, SEED = 500, 1
 
@@ -16,6 +16,6 @@ def test_damaged_token_files_are_refused_or_read_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "read"), KINDS)
 def test_the_plain_readers_read_what_is_whole(tmp_path: Path, make, read) -> None:  # type: ignore[no-untyped-def]
-    assert len(read(make(tmp_path))) > 100
-    if read in (read_llmc, read_megatron, read_datatrove):
-        assert 256 in read(tmp_path)
+    ids = read(make(tmp_path))
+    assert len(ids) > 100
+    assert 256 in ids

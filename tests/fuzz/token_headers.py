@@ -39,20 +39,34 @@ class UnreadableError(Exception):
 
 
 def make_ours(folder: Path) -> Path:
-    (folder / "text.txt").write_text("0123456789" * 40)
-    tokens = prepare([folder / "text.txt"], folder / "tokens", SETTINGS).path
-    meta = json.loads((tokens / "meta.json").read_text())
-    shards = {
-        split: [{"name": f"{split}.bin", "tokens": meta[f"{split}_tokens"], "sha256": meta["files"][split]}]
-        for split in ("train", "val")
-    }
-    if len(folder.name) % 2:
-        (tokens / "meta.json").write_text(json.dumps({**meta, "version": 2, "shards": shards}))
-    return tokens
+    return _prepare(folder, SETTINGS)
+
+
+def make_sharded(folder: Path) -> Path:
+    """Three files of training tokens and one of held-out ones."""
+    return _prepare(folder, SETTINGS.changed(shard_tokens=1000))
+
+
+def _prepare(folder: Path, settings: DataConfig) -> Path:
+    """The tokens replace the text in the folder."""
+    (folder / "text.txt").write_text("0123456789" * 300)
+    tokens = prepare([folder / "text.txt"], folder / "tokens", settings).path
+    for each in tokens.iterdir():
+        each.rename(folder / each.name)
+    (folder / "text.txt").unlink()
+    tokens.rmdir()
+    return folder
 
 
 def read_ours(path: Path) -> list[int]:
-    return [int(token) for split in ("train", "val") for token in np.fromfile(path / f"{split}.bin", dtype="<u2")]
+    """The files that the sidecar lists; without a sidecar or a list nanoGPT's two."""
+    sidecar = path / "meta.json"
+    shards = json.loads(sidecar.read_text()).get("shards") if sidecar.is_file() else None
+    names = (
+        ["train.bin", "val.bin"] if shards is None else [each["name"] for split in shards.values() for each in split]
+    )
+    files = [path / name for name in names]
+    return [int(token) for file in files for token in np.fromfile(file, dtype="<u2")]
 
 
 def make_llmc(folder: Path) -> Path:
@@ -126,7 +140,8 @@ def read_datatrove(path: Path) -> list[int]:
 
 
 KINDS: tuple[tuple[Callable[[Path], Path], Callable[[Path], list[int]]], ...] = (
-    (make_ours, read_ours), (make_llmc, read_llmc), (make_megatron, read_megatron), (make_datatrove, read_datatrove),
+    (make_ours, read_ours), (make_sharded, read_ours), (make_llmc, read_llmc), (make_megatron, read_megatron),
+    (make_datatrove, read_datatrove),
 )  # fmt: skip
 
 
@@ -174,11 +189,10 @@ def fault(seed: int, number: int, scratch: Path) -> str | None:
         make(base)
     folder = scratch / f"case_{number}"
     shutil.copytree(base, folder)
-    path = folder / "tokens" if make is make_ours else folder
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        damage(rng, path)
+        damage(rng, folder)
     try:
-        tokens = open_given(path, SETTINGS)
+        tokens = open_given(folder, SETTINGS)
         tokens.check_contents()
         found = [*tokens.train.tolist(), *tokens.val.tolist()]
     except InputError as error:
@@ -187,7 +201,7 @@ def fault(seed: int, number: int, scratch: Path) -> str | None:
     except Exception as error:  # whatever else is raised is the fault that is looked for
         return f"{type(error).__name__}: {error}"
     finally:
-        expected = _expected(read, path)
+        expected = _expected(read, folder)
         shutil.rmtree(folder)
     if expected is None:
         return "read what a plain reader refuses"

@@ -175,3 +175,6 @@ def test_text_is_prepared_with_the_tokenizer_of_the_prepared_source(sources: Pat
     given = {key: value for key, value in SMALL.items() if key not in {"tokenizer", "max_iters"}}
     run = scalegpt.train(input_file="tokens=1,code=1", model_name="both", max_iters=1, **given)
     assert "tokenizer: byte" in (run / "config.yaml").read_text()
+    result = scalegpt.load(run, device="cpu").evaluate("tokens=1,code=1")
+    assert [part.split for part in result.sources] == ["val", None]
+    assert result.split is None  # the code is scored whole

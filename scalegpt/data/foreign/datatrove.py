@@ -1,6 +1,7 @@
 """datatrove: ids of 2 or 4 bytes in ``NAME.ds``; the documents' ends (uint64) in ``.ds.index``; a text in ``.ds.metadata``.
 
-The first line of the text is ``TOKENIZER|BYTES``, the second the number of tokens.
+The first line of the text is ``TOKENIZER|BYTES``, the second the number of tokens. As datatrove's own reader does, a folder
+is searched with the folders in it.
 """
 
 from dataclasses import dataclass
@@ -29,25 +30,36 @@ _METADATA_LIMIT, _INDEX_CHUNK = 1 << 20, 1 << 20
 _GPT2 = frozenset({"gpt2", "openai-community/gpt2"})
 _UNKNOWN = "Unknown Tokenizer"
 
+_DEEPEST = 8
+"""How many levels of folders are searched below a folder without files to see whether it is datatrove's."""
+
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is named so, or a folder has such a file with its index or metadata; see :func:`find`."""
-    if path.is_dir():
-        names = set(names_in(path))
-        return any(name.endswith(".ds") and not names.isdisjoint(_beside(name)) for name in names)
-    return path.suffix == ".ds" and path.is_file()
+    """Whether a file is named so, or a folder has such a file with its index or metadata; see :func:`find`.
+
+    A folder that holds nothing but folders is ours if each of them is, so that no text beside tokens is passed over.
+    """
+    return _has_tokens(path, _DEEPEST) if path.is_dir() else path.suffix == ".ds" and path.is_file()
+
+
+def _has_tokens(folder: Path, depth: int) -> bool:
+    """Whether a folder is ours; folders at most ``depth`` levels below it are searched."""
+    names = set(names_in(folder))
+    if any(name.endswith(".ds") and not names.isdisjoint(_beside(name)) for name in names):
+        return True
+    inside = (folder / name for name in names)
+    return depth > 0 and bool(names) and all(each.is_dir() and _has_tokens(each, depth - 1) for each in inside)
 
 
 def find(path: Path) -> Found:
-    """Read the metadata of a ``.ds`` file, or of all such files of a folder, in the order of their names.
+    """Read the metadata of a ``.ds`` file, or of all such files in a folder at any depth, in the order of their paths.
 
     Raises:
-        InputError: a file contradicts its index or metadata, or has loss masks; or the files are of several tokenizers.
+        InputError: a file is missing beside its index, contradicts it or its metadata, or has loss masks; or the files are of
+            several tokenizers.
+        UnreadableFileError: a folder cannot be listed.
     """
-    folder = path if path.is_dir() else path.parent
-    names = set(names_in(folder))
-    chosen = sorted(name for name in names if name.endswith(".ds")) if path.is_dir() else [path.name]
-    read = [_read(folder / name, names) for name in chosen]
+    read = [_read(file, names) for file, names in _files_at(path)]
     files = [file for file, _ in read if file.part.count]
     if not files:
         raise InputError(f"{one_line(path)} has no tokens: its .ds files are empty; write them again")
@@ -58,6 +70,26 @@ def find(path: Path) -> Found:
     name = made_with.pop() if made_with else None
     training, held_out = divided(files, path) if path.is_dir() else (tuple(files), ())
     return Found(NAME, path, training, held_out, _setting(name), name)
+
+
+def _files_at(path: Path) -> list[tuple[Path, set[str]]]:
+    """A ``.ds`` file, or those of a folder and of the folders in it, each with the names that its own folder has."""
+    if not path.is_dir():
+        return [(path, set(names_in(path.parent)))]
+    found: list[tuple[Path, set[str]]] = []
+    pending, seen = [path], set()
+    while pending:
+        folder = pending.pop()
+        if (real := folder.resolve()) in seen:  # a link back to a folder above
+            continue
+        seen.add(real)
+        names = set(names_in(folder))
+        files = {
+            name.removesuffix(".index") for name in names if name.endswith((".ds", ".ds.index"))
+        }  # an index alone: lost
+        found += [(folder / name, names) for name in files]
+        pending += [folder / name for name in sorted(names - files, reverse=True) if (folder / name).is_dir()]
+    return sorted(found, key=lambda each: str(each[0]))
 
 
 def _beside(name: str) -> tuple[str, str]:

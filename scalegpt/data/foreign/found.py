@@ -71,19 +71,17 @@ class Found:
         return sum(len(each) for each in ends if each is not None) if None not in ends else None
 
 
-def is_held_out(path: Path) -> bool:
-    """Whether a file is held out by its name: it has the word ``val``, ``valid`` or ``validation``."""
-    return _HELD_OUT.search(path.name.lower()) is not None
-
-
 def divided(files: Sequence[TokensOfFile], folder: Path) -> tuple[tuple[TokensOfFile, ...], tuple[TokensOfFile, ...]]:
     """Divide the files of a folder into those for training and those that are held out by their names.
+
+    A file is held out if its path in the folder has the word ``val``, ``valid`` or ``validation``.
 
     Raises:
         InputError: no file is for training.
     """
-    held_out = tuple(each for each in files if is_held_out(each.part.path))
-    training = tuple(each for each in files if not is_held_out(each.part.path))
+    names = [each.part.path.relative_to(folder).as_posix().lower() for each in files]
+    held_out = tuple(each for each, name in zip(files, names, strict=True) if _HELD_OUT.search(name))
+    training = tuple(each for each, name in zip(files, names, strict=True) if not _HELD_OUT.search(name))
     if not training:
         raise InputError(f"{one_line(folder)} has only held-out files, by their names; add the training files")
     return training, held_out
@@ -124,8 +122,12 @@ def read_at(path: Path, offset: int, count: int) -> bytes:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, sorted, without hidden ones; empty if it cannot be listed."""
+    """The names in a folder, sorted, without hidden ones.
+
+    Raises:
+        UnreadableFileError: the folder cannot be listed.
+    """
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
-    except (OSError, ValueError):
-        return []
+    except OSError as error:
+        raise UnreadableFileError(folder, error) from None

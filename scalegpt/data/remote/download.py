@@ -1,8 +1,9 @@
 """Download the files at an address into the cache.
 
 ``$SCALEGPT_CACHE/remote`` has a folder for each address, with the files, and with ``.files.json``: what the server said of a
-file's version when it was downloaded. A file whose size and version are the same is not downloaded again. An interrupted
-download goes on where it stopped. Nothing is removed but files that are no longer at the address.
+file's version when it was downloaded. A file whose size and version are the same is not downloaded again; one of which the
+server says neither always is. An interrupted download goes on where it stopped, if the server says which version it was of.
+Nothing is removed but files that are no longer at the address.
 """
 
 import fcntl
@@ -17,11 +18,10 @@ from typing import Any
 
 from scalegpt.data.cache import cache_folder
 from scalegpt.data.remote.listing import RemoteFile, errors_of, is_address, list_files, open_address
+from scalegpt.data.token_file import Progress
 from scalegpt.errors import InputError
 from scalegpt.storage import check_space, disk_errors, read_text, sync_file, write_atomic
 from scalegpt.text import one_line
-
-Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = 8 << 20
 _LISTING = ".files.json"
@@ -97,7 +97,8 @@ def _is_there(path: Path, file: RemoteFile, version: str | None) -> bool:
         size = path.stat().st_size
     except OSError:
         return False
-    return version == file.version and file.size in {None, size}
+    is_known = file.version != "" or file.size is not None
+    return is_known and version == file.version and file.size in {None, size}
 
 
 def _fetch(address: str, system: Any, file: RemoteFile, target: Path, report: Callable[[int], None]) -> int:
@@ -107,7 +108,7 @@ def _fetch(address: str, system: Any, file: RemoteFile, target: Path, report: Ca
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for old in target.parent.glob(f".{target.name}.*.part"):
-            if old != partial or file.size is None:
+            if old != partial or file.size is None or not file.version:  # it may be the beginning of another content
                 old.unlink()
         out = partial.open("ab")
     with out, errors_of(address), system.open(file.path, "rb") as source:

@@ -31,7 +31,7 @@ _MOST_PER_STEP = 10**7
 """The largest number of windows per step that a line may state."""
 
 _LONGEST_LINE = 1 << 24
-"""Characters of the longest line that is read: it lists every file of every source."""
+"""Characters of the longest line that is read or written: it lists every file of every source."""
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,14 @@ class Ledger:
 
         Raises:
             OSError: the file cannot be written.
+            InputError: the data have more files than a line can list.
         """
         known = self.read()
         if known and stretch.continues(known[-1]):
             return
+        if len(_line(stretch)) > _LONGEST_LINE:
+            files = sum(len(source.files) for source in stretch.sources)
+            raise InputError(f"{self.path} cannot list {files:,} token files; put the tokens into fewer, larger files")
         self._write([*known, stretch])
 
     def forget_after(self, step: int) -> None:
@@ -255,7 +259,11 @@ class Ledger:
         return f"{self.path} {reason}; restore it from a backup: no other file records which windows a step consumed"
 
     def _write(self, stretches: list[Stretch]) -> None:
-        write_atomic(self.path, "".join(json.dumps(asdict(stretch)) + "\n" for stretch in stretches), durable=True)
+        write_atomic(self.path, "".join(map(_line, stretches)), durable=True)
+
+
+def _line(stretch: Stretch) -> str:
+    return json.dumps(asdict(stretch)) + "\n"
 
 
 def _stretch_of(known: list[Stretch], step: int) -> Stretch | None:

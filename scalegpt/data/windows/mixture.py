@@ -21,7 +21,7 @@ from scalegpt.data.tokenizers import Tokenizer
 from scalegpt.data.windows.sampler import Batch, Windows, cut_windows
 from scalegpt.errors import InputError
 from scalegpt.inputs import MIXTURE_BLOCK, WeightedInput, shares_of
-from scalegpt.text import one_line
+from scalegpt.text import distinct, one_line
 
 
 class MixedTokens(NamedTuple):
@@ -174,9 +174,7 @@ class Mixture:
     def labels(self) -> tuple[str, ...]:
         """A short name of each source: that of its file or folder, which a number makes unique."""
         names = [re.sub(r"[^\w.\- ]", "_", Path(source.name).name or source.name) for source in self.sources]
-        return tuple(
-            name if names.count(name) == 1 else f"{name} {names[: at + 1].count(name)}" for at, name in enumerate(names)
-        )
+        return tuple(distinct(names, "{} {}"))
 
     @property
     def encodings(self) -> list[str]:

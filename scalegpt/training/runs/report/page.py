@@ -6,6 +6,7 @@ from typing import Any
 
 from scalegpt.html import svg
 from scalegpt.html.page import Table, document, escape, facts
+from scalegpt.text import distinct
 from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.training.runs.records import RunRecords
 from scalegpt.training.runs.report.curves import Curve, chart
@@ -65,7 +66,7 @@ def report_page(runs: Sequence[ReportedRun], live: str = "") -> str:
         runs: the runs, at most :data:`MOST_RUNS`.
         live: the version of the runs' files, if a server shows the page while the runs train.
     """
-    names = _distinct([run.name for run in runs])
+    names = distinct([run.name for run in runs], "{} ({})")
     title = names[0] if len(runs) == 1 else f"{len(runs)} runs"
     parts = [
         f"<h1>{escape(_headline(runs[0]) if len(runs) == 1 else title)}</h1>",
@@ -80,13 +81,6 @@ def report_page(runs: Sequence[ReportedRun], live: str = "") -> str:
     body = f'<main{f" data-live={live!r}" if live else ""}>{_FORM}<div id="runs">{"".join(parts)}</div></main>'
     script = (Path(svg.__file__).with_name("zoom.js")).read_text(encoding="utf-8")
     return document(title, body, svg.STYLE + _STYLE, script)
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """The names, with a number behind each name that occurs more than once."""
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})" for at, name in enumerate(names)
-    ]
 
 
 def _headline(run: ReportedRun) -> str:
