@@ -1,5 +1,7 @@
-"""Reads parts of tensors from safetensors files at an address, with few requests and little memory."""
+"""Reads safetensors files at an address: their digests, and parts of tensors with few requests and little memory."""
 
+import errno
+import hashlib
 import json
 import math
 from collections import OrderedDict
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scalegpt.checkpoint.address import PART_BYTES, Address
-from scalegpt.checkpoint.manifest import DamagedError
+from scalegpt.checkpoint.manifest import DamagedError, StoredFile
 
 HEADER_LIMIT = 100 << 20
 """The largest header of a safetensors file, in bytes; the safetensors library has the same limit."""
@@ -73,6 +75,20 @@ class RemoteTensors:
             self._blocks[key] = file.read(number * PART_BYTES, (number + 1) * PART_BYTES)
         self._blocks.move_to_end(key)
         return self._blocks[key]
+
+
+def digest_at(file: Address, expected: StoredFile) -> tuple[int, str]:
+    """The size of an object, and its SHA-256 if the size is the expected one.
+
+    Raises:
+        OSError: the object is missing, or cannot be read.
+    """
+    digest, size = hashlib.sha256(), file.size()
+    if size is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", str(file))
+    for part in file.parts(size) if size == expected.bytes else ():
+        digest.update(part)
+    return size, digest.hexdigest()
 
 
 def _header(file: Address) -> tuple[int, dict[str, Any]]:

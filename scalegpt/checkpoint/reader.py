@@ -39,7 +39,7 @@ from scalegpt.checkpoint.manifest import (
     kind_of,
     tensors_of,
 )
-from scalegpt.checkpoint.ranges import RemoteTensors
+from scalegpt.checkpoint.ranges import RemoteTensors, digest_at
 from scalegpt.config.settings import Section
 from scalegpt.errors import InputError
 from scalegpt.storage import NotPlainError, open_plain, retried
@@ -240,7 +240,7 @@ class Checkpoint:
     def _slice(self, name: str, entry: str, first: int, last: int) -> Tensor:
         assert name in self._verified, f"{name} is used before it is verified"
         if isinstance(self.path, Address):
-            return self._remote_slice(self.path / name, entry, first, last)
+            return _asking(self.path / name, lambda file: self._remote.slice(file, entry, first, last))
         path = self.path / name
         try:
             if name not in self._open:
@@ -256,14 +256,6 @@ class Checkpoint:
         if (values.dtype, values.shape) != (torch.float32, (last - first,)):
             raise DamagedError(f"{path}: {entry} does not match {MANIFEST}")
         return values
-
-    def _remote_slice(self, file: Address, entry: str, first: int, last: int) -> Tensor:
-        try:
-            return self._remote.slice(file, entry, first, last)
-        except FileNotFoundError:
-            raise DamagedError(f"{file} is missing") from None
-        except OSError as error:
-            raise unreadable(file, error) from error
 
 
 def _check_readable(path: Path) -> None:
@@ -283,7 +275,10 @@ def _check(path: Place, expected: StoredFile) -> None:
         DamagedError: the file is missing, not a plain file, or has another size or digest than in the manifest.
         UnreadableError: the file cannot be read now.
     """
-    size, found = _digest_at(path, expected) if isinstance(path, Address) else _digest_of(path, expected)
+    if isinstance(path, Address):
+        size, found = _asking(path, lambda file: digest_at(file, expected))
+    else:
+        size, found = _digest_of(path, expected)
     if size != expected.bytes:
         raise DamagedError(f"{path} is damaged: it has {size:,} bytes, not {expected.bytes:,}")
     if found != expected.sha256:
@@ -302,20 +297,6 @@ def _digest_of(path: Path, expected: StoredFile) -> tuple[int, str]:
     return _reading(path, digest)
 
 
-def _digest_at(file: Address, expected: StoredFile) -> tuple[int, str]:
-    """Do what :func:`_digest_of` does, at an address."""
-    digest = hashlib.sha256()
-    try:
-        size = file.size()
-        if size is None:
-            raise DamagedError(f"{file} is missing")
-        for part in file.parts(size) if size == expected.bytes else ():
-            digest.update(part)
-    except OSError as error:
-        raise unreadable(file, error) from error
-    return size, digest.hexdigest()
-
-
 def read_limited(path: Place, limit: int) -> bytes:
     """The first ``limit`` bytes of a file.
 
@@ -325,12 +306,17 @@ def read_limited(path: Place, limit: int) -> bytes:
     """
     if isinstance(path, Path):
         return _reading(path, lambda file: file.read(limit))
+    return _asking(path, lambda file: file.read_whole(limit))
+
+
+def _asking(file: Address, work: Callable[[Address], Result]) -> Result:
+    """Call ``work`` with an object, and raise what :func:`_reading` raises."""
     try:
-        return path.read_whole(limit)
+        return work(file)
     except FileNotFoundError:
-        raise DamagedError(f"{path} is missing") from None
+        raise DamagedError(f"{file} is missing") from None
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(file, error) from error
 
 
 def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scalegpt.checkpoint.address import place_of
+from scalegpt.checkpoint.address import Place, place_of
 from scalegpt.cli.output import aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, path_argument, run_action
 from scalegpt.units import format_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds; --help must not wait for it
-    from scalegpt.checkpoint.address import Place
     from scalegpt.checkpoint.inspection import Verdict
 
 OVERVIEW = """\
@@ -72,7 +71,7 @@ def _list(words: list[str]) -> int:
     return 0
 
 
-def _set_aside(path: "Place") -> "Verdict":
+def _set_aside(path: Place) -> "Verdict":
     """The line that says why training renamed (set aside) a checkpoint. The checkpoint is not examined."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED

@@ -34,7 +34,7 @@ def chosen_checkpoint(path: Place, which: str) -> Place:
     """Return the path of one checkpoint of a run, or for ``last`` the path itself, which :func:`with_newest` resolves.
 
     Args:
-        path: a run's folder, or a checkpoint's folder; at an address the folder of the run's checkpoints instead of the run's.
+        path: a run's folder, or a checkpoint's folder; at an address, the folder of the run's checkpoints, or of one.
         which: ``last``, ``best`` (the lowest held-out loss), or the number of a step. Whether the step has a checkpoint
             is not checked.
 
