@@ -3,8 +3,8 @@
 A resume reads more than a checkpoint: the run's id, its settings and layout, the recent losses for the guards, the data
 ledger, the status, the tokenizer. All these files are in the run's folder, which is on the disk of rank 0's machine. Before a
 checkpoint outside that folder is committed, they are copied to the folder ``run/`` beside it. A start on a machine that
-lacks the folder, or has an older state of it, fetches them first. Then it resumes as with any other folder. The same holds for
-checkpoints in another folder (``checkpoint_dir``), which may be on a disk that all machines share.
+lacks the folder, or has an older state of it, fetches them first. Then it resumes as with any other folder. The same holds
+for checkpoints in another folder (``checkpoint_dir``), which may be on a disk that all machines share.
 """
 
 import os
