@@ -45,7 +45,7 @@ MODEL = "models/SmolLM2-135M"
 
 PLACEHOLDERS = {
     "FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "20:22": "1:1", "8192": "265",
-    "s3://BUCKET/FOLDER": "elsewhere", "s3://BUCKET/FOLDER/small": "elsewhere/small",
+    "s3://BUCKET/FOLDER": "elsewhere", "s3://BUCKET/FOLDER/mine": "elsewhere/mine",
 }  # fmt: skip
 """What a reader puts in the place of a word."""
 
