@@ -39,9 +39,7 @@ def plan(
     trace: bool = False,
     **settings: Any,
 ) -> Answer:
-    """Choose the fastest way to train a model within a machine's memory, as ``scalegpt plan`` does.
-
-    Needs neither torch nor a GPU.
+    """Choose the fastest way to train a model within a machine's memory, as ``scalegpt plan`` does; needs no GPU or torch.
 
     Examples:
         >>> plan("500M_1024", gpu="a100-40gb", gpus=8).choice.fits
@@ -57,8 +55,7 @@ def plan(
         nodes: number of machines; None: one.
         memory_gb: memory to use on each card, in GB of 10⁹ bytes; without ``gpu``, the memory of a card without a name.
         host_memory_gb: host memory of each machine, in GB of 10⁹ bytes; offload needs it.
-        network: network of each machine: a name such as ``infiniband-400g``, several ports of it (``8xinfiniband-400g``), or
-            a figure with its unit (``50GB/s``, ``400Gb/s``).
+        network: network of each machine, for example ``infiniband-400g``, ``8xinfiniband-400g`` or ``50GB/s``.
         network_gbps: the same as a number in Gbit/s in each direction, instead of ``network``.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
@@ -67,9 +64,8 @@ def plan(
             in :data:`~scalegpt.config.run.PLANNED` that are not given.
 
     Returns:
-        The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes`` of each GPU, ``seconds`` of a step,
-        ``tokens_per_second``, ``batch`` and ``run``. ``command()`` is the command that trains it. ``as_dict()`` has the
-        values that ``scalegpt plan --json`` prints.
+        The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes``, ``seconds`` of a step, ``batch`` and ``run``.
+        ``command()`` is the command that trains it; ``as_dict()`` has the values that ``scalegpt plan --json`` prints.
 
     Raises:
         InputError: a name or a card is unknown, or the settings are not valid.
