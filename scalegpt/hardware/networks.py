@@ -1,7 +1,7 @@
 """The networks between machines: their names, and the bandwidth of one port.
 
 A network is a name (``infiniband-400g``), several ports of it in each machine (``8xinfiniband-400g``), or a figure with its
-unit (``50GB/s``, ``400Gb/s``). What of it training reaches is in :mod:`scalegpt.planner.time.links`.
+unit (``50GB/s``, ``400Gb/s``). What of it training reaches is in :mod:`scalegpt.planner.time`.
 """
 
 import re
