@@ -60,6 +60,13 @@ def make_parser() -> Parser:
         help=f"settings that may differ when the run resumes; {DATA} allows other tokens, tokenizer tokens of another "
         "tokenizer",
     )
+    run.add_argument(
+        "--network",
+        metavar="NETWORK",
+        help="the network of each machine, as for `scalegpt plan`, for example 8xinfiniband-400g or 100Gb/s; a run on "
+        "several machines is refused if it reaches less than a quarter of it",
+    )
+    run.add_argument("--allow_slow_network", action="store_true", help="train even if the network is that slow")
     # The deepspeed launcher adds this flag. Its value is not used: the launcher also sets the rank in the environment.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_run_settings(parser)
@@ -85,6 +92,8 @@ def main(argv: Sequence[str]) -> int:
         trust_checkpoint=arguments.trust_checkpoint,
         resume_step=_resume_step(arguments.resume_step),
         progress=arguments.progress,
+        network=arguments.network,
+        allow_slow_network=arguments.allow_slow_network,
     )
     ending = run_request(request, arguments.device, stop, launcher)
     if request.run.train.max_iters == 0 and read_ranks().rank == 0:

@@ -24,7 +24,8 @@ from scalegpt.planner.checks import (
     vocabulary_remark,
     with_expected_vocabulary,
 )
-from scalegpt.planner.command import launch_command
+from scalegpt.planner.command import launch_command, run_words
+from scalegpt.planner.launching import launch_text
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.precision import fastest_precision
@@ -186,6 +187,12 @@ class Answer:
         """The command line that trains ``plan``, a plan for the same run; None: the chosen plan."""
         source = self.asked.source
         return launch_command(plan or self.choice, source.trained, source.train_words, self.asked.fixed)
+
+    def launch(self, launcher: str) -> str:
+        """The command or file that trains the chosen plan under a launcher of :mod:`scalegpt.planner.launching`."""
+        source, plan = self.asked.source, self.choice
+        words = run_words(plan, source.trained, source.train_words, self.asked.fixed)
+        return launch_text(plan, words, launcher)
 
     def as_dict(self) -> Values:
         """The answer in the form that ``--json`` prints."""

@@ -12,6 +12,7 @@ from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
 from scalegpt.errors import InputError
+from scalegpt.hardware.networks import read_network
 from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.system.ranks import ranks_or_alone, read_ranks
@@ -36,6 +37,9 @@ class Request:
         trust_checkpoint: whether to resume even from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
         progress: ``auto``: a live line where the output is a terminal; ``plain``: plain lines everywhere.
+        network: the network of each machine, as for ``scalegpt plan``; a run on several machines is refused if it is far
+            from it. None: it is only measured.
+        allow_slow_network: whether to train although the network is far slower than ``network``.
         notes: lines to print.
     """
 
@@ -49,6 +53,8 @@ class Request:
     trust_checkpoint: bool = False
     resume_step: int | None = None
     progress: str = "auto"
+    network: str | None = None
+    allow_slow_network: bool = False
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -66,6 +72,8 @@ class Request:
         trust_checkpoint: bool = False,
         resume_step: int | None = None,
         progress: str = "auto",
+        network: str | None = None,
+        allow_slow_network: bool = False,
         given_in: str = "command line",
     ) -> "Request":
         """Make a request from a user's input, and check it. Arguments not described here are attributes of the same name.
@@ -81,6 +89,8 @@ class Request:
             raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
         if progress not in PROGRESS:
             raise InputError(f"progress: {shown(progress)} is not one of {', '.join(PROGRESS)}")
+        if network is not None:
+            read_network(network)
         settings = dict(settings)
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
@@ -109,6 +119,8 @@ class Request:
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,
             progress=progress,
+            network=network,
+            allow_slow_network=allow_slow_network,
             notes=notes,
         )
 

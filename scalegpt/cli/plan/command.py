@@ -22,6 +22,7 @@ from scalegpt.cli.plan.text import report
 from scalegpt.config import ModelConfig
 from scalegpt.config.machine import MachineConfig
 from scalegpt.errors import InputError
+from scalegpt.planner.launching import LAUNCHERS
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.tables import largest, over_cards, over_presets, presets_as_dict
 from scalegpt.planner.target import Target
@@ -32,6 +33,7 @@ scalegpt plan --gpu rtx4090                          every preset on that GPU, a
 scalegpt plan --preset 350M_1024 --gpu 4090 --gpus 8 --micro_batch 12 --recompute selective
 scalegpt plan --hf models/Llama-3.2-1B --gpu h100      a model that you have, or only its config.json
 scalegpt plan --preset 150M_1024 --memory_gb 12 --json
+scalegpt plan --preset 1B_2048 --gpu h100 --gpus 8 --nodes 2 --launch slurm > train.sbatch
 scalegpt plan --ui                                   the planner as a page in your browser"""
 
 DOES_NOT_FIT = 3
@@ -42,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     """Print the plan. Return 0 if the plan fits or the machine's memory is not known, and 3 if it does not fit."""
     arguments = _parser().parse(argv)
     flags = given_settings(arguments)
+    if arguments.launch:
+        _check_launch(arguments)
     if arguments.ui:
         return _serve(arguments, flags)
     if arguments.port is not None:
@@ -61,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if target.calibration.warning:
         note(f"scalegpt plan: warning: calibration {target.calibration.warning}")
+    if not is_one_run and arguments.launch:
+        raise InputError("launch starts one run; give --preset NAME, --config_file FILE or --hf MODEL too")
     if not is_one_run:
         return _print_presets(arguments, target, flags)
     asked = Asked.of(
@@ -73,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
         margin=target.margin,
     )
     given = answer(asked)
+    if arguments.launch:
+        return _print_launch(arguments.launch, given)
     if arguments.trace:
         given = traced(given)
     if arguments.html:
@@ -90,12 +98,34 @@ def _parser() -> Parser:
     run.add_argument(
         "--trace", action="store_true", help="also trace the same step with torch, and compare (takes seconds)"
     )
+    run.add_argument(
+        "--launch",
+        choices=tuple(LAUNCHERS),
+        help="print only the command or the file that starts the run under this launcher",
+    )
     run.add_argument("--ui", action="store_true", help="serve the planner as a page on this machine, until Ctrl-C")
     run.add_argument("--port", metavar="N", help="the port of --ui; 0: any free one [8765]")
     run.add_argument("--no_calibration", action="store_true", help="ignore measurements of earlier runs")
     add_settings(parser, "machine", MachineConfig)
     add_run_settings(parser)
     return parser
+
+
+def _check_launch(arguments: argparse.Namespace) -> None:
+    for name in ("json", "html", "trace", "ui"):
+        if getattr(arguments, name):
+            raise InputError(f"{name} does not go with --launch, which prints one command or file")
+
+
+def _print_launch(launcher: str, given: Answer) -> int:
+    """Print the command or file for a launcher, and nothing else on standard output; notes go to standard error."""
+    for each in given.notes:
+        note(f"scalegpt plan: {each}")
+    if not given.choice.can_train:
+        note("scalegpt plan: nothing is printed, since the plan does not fit; without --launch it says what would")
+        return DOES_NOT_FIT
+    show(given.launch(launcher))
+    return 0
 
 
 def _serve(arguments: argparse.Namespace, flags: dict[str, Any]) -> int:
