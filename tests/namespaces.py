@@ -37,14 +37,15 @@ class Machines:
 
     Args:
         count: how many, up to 4.
-        folder: where the file of host names is put; None: names do not resolve.
+        folder: where the files of host names are put; None: names do not resolve. As on Debian, a machine's own name
+            has a loopback address there.
     """
 
     def __init__(self, count: int, folder: Path | None = None) -> None:
         self.mark = uuid.uuid4().hex[:6]
         self.names = ["alpha", "beta", "gamma", "delta"][:count]
         self.addresses = [BRIDGE_ADDRESS.format(number) for number in range(1, count + 1)]
-        self.hosts = None
+        self.folder = folder
         self._made: list[str] = []
         self._switch = f"sw{self.mark}"
         try:
@@ -52,10 +53,10 @@ class Machines:
         except BaseException:
             self.close()
             raise
-        if folder is not None:
-            self.hosts = folder / "hosts"
-            lines = [f"{address} {name}" for address, name in zip(self.addresses, self.names, strict=True)]
-            self.hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+        for own in self.names if folder is not None else ():
+            known = zip(self.addresses, self.names, strict=True)
+            lines = [f"{'127.0.1.1' if name == own else address} {name}\n" for address, name in known]
+            self._hosts(own).write_text("".join(["127.0.0.1 localhost\n", *lines]))
 
     def _make(self) -> None:
         # The switch is in a namespace of its own, so that nothing of it shows on the real machine.
@@ -75,12 +76,17 @@ class Machines:
         self._made.append(name)
         return name
 
+    def _hosts(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"hosts.{name}"
+
     def _place(self, name: str) -> str:
         return f"{name}{self.mark}"
 
     def on(self, name: str, command: list[str]) -> list[str]:
         """The command line that runs a command on a machine."""
-        script = f"hostname {name}; " + (f"mount --bind {self.hosts} /etc/hosts; " if self.hosts else "") + 'exec "$@"'
+        hosts = f"mount --bind {self._hosts(name)} /etc/hosts; " if self.folder else ""
+        script = f'hostname {name}; {hosts}exec "$@"'
         return [
             "ip",
             "netns",

@@ -175,20 +175,21 @@ def use_interface_to(first: str) -> tuple[str, str]:
         This machine's address on that interface, and the interface's name; both empty if they are not known.
 
     Raises:
-        InputError: the user names an interface that this machine does not have.
+        InputError: the user names an interface that this machine does not have, or a loopback interface.
     """
     addresses = [(name, each.address) for name, each in _addresses_up() if each.family in FAMILIES]
+    outer = [(name, address) for name, address in addresses if not is_loopback(address)]
     chosen = os.environ.get(INTERFACE_VARIABLES[0])
     if chosen is not None:
         names = chosen.split(",")
         for name in names:
-            if name not in {known for known, _ in addresses}:
-                has = ", ".join(dict.fromkeys(known for known, _ in addresses))
+            if name not in {known for known, _ in outer}:
+                has = ", ".join(dict.fromkeys(known for known, _ in outer)) or "none"
                 raise InputError(
-                    f"GLOO_SOCKET_IFNAME names {name}, but {socket.gethostname()} has no such interface that is up; it has "
-                    f"{has}"
+                    f"GLOO_SOCKET_IFNAME names {name}, but {socket.gethostname()} has no such interface that is up and "
+                    f"reaches other machines; it has {has}"
                 )
-        return next((address, name) for name, address in addresses if name == names[0])
+        return next((address, name) for name, address in outer if name == names[0])
     mine = _address_towards(first)
     found = next(((address, name) for name, address in addresses if address == mine), ("", ""))
     if found[1]:
