@@ -63,8 +63,9 @@ class BackendSpec:
             of matrices; None: it updates single tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
         offload_rule: ``offloads`` in words, with the flags to use, for the end of an error message.
-        replicated_stages: the stages at which shards may have replicas, so that ``shard_size`` can be set.
-        replica_rule: ``replicated_stages`` in words, with the flags to use, for the end of an error message.
+        replicates_shards: whether several replicas may have several shards each.
+        shard_size_stages: the stages at which ``shard_size`` can be set.
+        shard_size_rule: ``shard_size_stages`` in words, with the flags to use, for the end of an error message.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
         package: the Python package that the backend needs beside torch; None: torch is enough.
     """
@@ -77,8 +78,9 @@ class BackendSpec:
     flat_from: int | None = None
     offloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     offload_rule: str = ""
-    replicated_stages: tuple[int, ...] = ()
-    replica_rule: str = ""
+    replicates_shards: bool = False
+    shard_size_stages: tuple[int, ...] = ()
+    shard_size_rule: str = ""
     launcher: str = "torchrun"
     package: str | None = None
 
@@ -134,25 +136,25 @@ class BackendSpec:
         if self.one_process and mesh.ranks > 1:
             others = " or ".join(f"--backend {spec.name}" for spec in BACKENDS.values() if not spec.one_process)
             raise InputError(f"backend {self.name} runs in one process, not {mesh.ranks}; use {others}")
-        if mesh.replicas > 1 and mesh.shards > 1 and not self.replicated_stages:
+        if mesh.replicas > 1 and mesh.shards > 1 and not self.replicates_shards:
             raise InputError(
                 f"backend {self.name} cannot run {mesh.replicas} replicas of {mesh.shards} shards; use one replica"
             )
 
     def check_shard_size(self, shard_size: int | None, stage: int) -> None:
-        """Refuse ``shard_size`` at a stage whose shards cannot have replicas.
+        """Refuse ``shard_size`` at a stage that does not have it.
 
         Raises:
-            InputError: the backend or the stage has no such layout; the message says what to use.
+            InputError: the backend does not have it at this stage; the message says what to use.
         """
-        if shard_size is None or stage in self.replicated_stages:
+        if shard_size is None or stage in self.shard_size_stages:
             return
-        if not self.replicated_stages:
-            others = " or ".join(spec.name for spec in BACKENDS.values() if spec.replicated_stages)
+        if not self.shard_size_stages:
+            others = " or ".join(spec.name for spec in BACKENDS.values() if spec.shard_size_stages)
             raise InputError(
                 f"shard_size {shard_size} needs backend {others}, not {self.name}; or use --shard_size none"
             )
-        raise InputError(f"shard_size {shard_size}: {self.name} {self.replica_rule}; or use --shard_size none")
+        raise InputError(f"shard_size {shard_size}: {self.name} {self.shard_size_rule}; or use --shard_size none")
 
     def check_offload(self, offload: str, stage: int) -> None:
         """Refuse an offload that the backend does not have at a stage.
@@ -179,8 +181,9 @@ FSDP = BackendSpec(
     cut_from={OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 2},
     offloads={"all": (3,)},
     offload_rule="offloads parameters and optimizer state together, at stage 3: use --offload all --zero_stage 3",
-    replicated_stages=(2, 3),
-    replica_rule="cuts states at stages 2 and 3 only: use --zero_stage 2 or 3",
+    replicates_shards=True,
+    shard_size_stages=(2, 3),
+    shard_size_rule="cuts states at stages 2 and 3 only: use --zero_stage 2 or 3",
 )
 
 DEEPSPEED = BackendSpec(
