@@ -127,7 +127,7 @@ PLAN_ROWS: tuple[tuple[str, int, Values], ...] = (
     *((preset, 1, {"compile": "on"}) for preset in PRESETS_1024),
     ("350M_1024", 1, {"recompute": "selective"}),
     ("500M_1024", 1, {"recompute": "full", "loss": "full"}),
-    ("350M_1024", 1, {"compile": "on", "n_kv_head": 4, **LLAMA}),
+    ("350M_1024", 1, {"compile": "on", "n_kv_head": 2, **LLAMA}),
     ("150M_1024", 1, {"compile": "on", **NEOX}),
     *(("150M_1024", 8, {"backend": "fsdp", "zero_stage": stage}) for stage in (2, 3)),
     *((preset, 1, {"backend": "fsdp"}) for preset in ("150M_1024", "500M_1024")),
