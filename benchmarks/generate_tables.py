@@ -38,6 +38,7 @@ TABLES: Mapping[str, Table] = {
     "shares": time_model.shares,
     "figures": time_model.figures,
     "networks": time_model.networks,
+    "network names": time_model.network_names,
     "search": time_model.search_constants,
     "report": reports.whole,
     "report, does not fit": reports.does_not_fit,

@@ -4,6 +4,7 @@ from collections import defaultdict
 
 from benchmarks.tables.markdown import code, table
 from scalegpt.hardware.gpus import catalogue
+from scalegpt.hardware.networks import NETWORKS
 from scalegpt.planner.memory.overheads import Figure
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.search.ranking import ERROR, TIE
@@ -81,6 +82,12 @@ def networks() -> str:
     words = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "host": "a processor's ranks"}
     rows = [(words[kind], f"{figure.value:g}", figure.source.removeprefix("~")) for kind, figure in NETWORK.items()]
     return table(("what links the cards of a machine", "Gbit/s for each card", "source"), rows, right={1})
+
+
+def network_names() -> str:
+    """The table of the names of networks, with the speed of one port and its source."""
+    rows = [(code(name), str(gbps), source) for name, (_, gbps, source) in NETWORKS.items()]
+    return table(("name", "Gbit/s of a port", "source"), rows, right={1})
 
 
 def search_constants() -> str:

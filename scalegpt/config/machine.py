@@ -40,9 +40,14 @@ class MachineConfig(Section):
         None, "GPUs in each machine; none: those found here, or one if --gpu is given", minimum=1, maximum=MOST_GPUS
     )
     nodes: int = setting(1, "machines", minimum=1, maximum=MOST_GPUS)
+    network: str | None = setting(
+        None,
+        "network of each machine: a name such as infiniband-400g or ethernet-25g, several ports of it "
+        "(8xinfiniband-400g), or a figure with its unit (50GB/s, 400Gb/s); none: an assumed speed",
+    )
     network_gbps: float | None = setting(
         None,
-        "network of each machine in Gbit/s, in each direction, for example 100 or 3200; none: an assumed speed",
+        "network of each machine as a figure, in Gbit/s in each direction, for example 100 or 3200; instead of --network",
         above=0,
         maximum=MOST_GBPS,
     )

@@ -10,6 +10,7 @@ from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpu_words import named_gpus
 from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
+from scalegpt.hardware.networks import Network
 from scalegpt.hardware.processor import Measured
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
@@ -51,6 +52,7 @@ class Machine:
         keeps_freed_memory: whether a process on a CPU keeps freed memory for reuse, which is faster but takes more memory.
         cores: CPU cores of one machine that a run may use; None: not known.
         network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
+        network_kind: the kind of that network, see :mod:`scalegpt.hardware.networks`; None: not known.
         measured: the measured rates of the processor, for a run on a CPU; None: not measured.
         notes: remarks for the user, a line each, for example on memory that other processes hold, or on mixed cards.
     """
@@ -71,6 +73,7 @@ class Machine:
     keeps_freed_memory: bool = True
     cores: int | None = None
     network_gbps: float | None = None
+    network_kind: str | None = None
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
 
@@ -79,7 +82,7 @@ class Machine:
         """The machine that the settings describe, with the catalogue's figures. This machine is not examined.
 
         Raises:
-            InputError: the card is not known, or has less memory than ``memory_gb``.
+            InputError: the card or the network is not known, or the card has less memory than ``memory_gb``.
         """
         card, remark = (None, None) if settings.gpu is None else find_card_and_note(settings.gpu)
         usable = None if card is None else card.usable_bytes
@@ -91,7 +94,7 @@ class Machine:
                     f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or omit it"
                 )
             usable, name = given, name or f"{settings.memory_gb:g} GB card"
-        gpus = settings.gpus or 1
+        gpus, network = settings.gpus or 1, Network.of(settings)
         host, source = None, None
         if settings.host_memory_gb is not None:
             host, source = int(settings.host_memory_gb * GB), GIVEN
@@ -109,7 +112,8 @@ class Machine:
             host_gbps=None if card is None else card.host_gbps,
             host_bytes=host,
             host_source=source,
-            network_gbps=settings.network_gbps,
+            network_gbps=network.gbps,
+            network_kind=network.kind,
             notes=(remark,) if remark else (),
         )
 
@@ -146,7 +150,7 @@ class Machine:
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
-        return replace(built, network_gbps=self.network_gbps, torch=self.torch)
+        return replace(built, network_gbps=self.network_gbps, network_kind=self.network_kind, torch=self.torch)
 
     @property
     def ranks(self) -> int:

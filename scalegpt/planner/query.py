@@ -141,7 +141,7 @@ def machine_notes(machine: Machine) -> Iterator[str]:
     if card.is_estimated and not card.is_cpu:
         yield f"the usable memory of {card.name} is estimated"
     if machine.nodes > 1 and machine.network_gbps is None:
-        yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network_gbps sets it"
+        yield f"a network of {network_gbit(card, machine):g} Gbit/s for each machine is assumed; --network gives the true one"
 
 
 def host_notes(*plans: Plan | None) -> Iterator[str]:
@@ -229,6 +229,8 @@ def machine_as_dict(machine: Machine) -> Values:
         "usable_bytes": machine.usable_bytes,
         "count": machine.gpus,
         "nodes": machine.nodes,
+        "network_gbps": machine.network_gbps,
+        "network_kind": machine.network_kind,
         "host_bytes": machine.host_bytes,
         "host_source": machine.host_source,
     }

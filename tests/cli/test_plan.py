@@ -88,7 +88,8 @@ def test_the_json_has_the_documented_keys(plan: Any, words: str) -> None:
     choice = found["choice"]
     assert {"model", "gpu", "choice", "alternatives"} <= set(found)
     assert {"name", "parameters"} <= set(found["model"])
-    assert {"name", "usable_bytes", "count", "nodes", "host_bytes", "host_source"} == set(found["gpu"])
+    machine = {"name", "usable_bytes", "count", "nodes", "network_gbps", "network_kind", "host_bytes", "host_source"}
+    assert machine == set(found["gpu"])
     assert set(choice) >= CHOICE
     usable = found["gpu"]["usable_bytes"]
     assert bool(found["alternatives"]) == (usable is not None and choice["fits"])
