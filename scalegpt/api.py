@@ -110,8 +110,6 @@ def train(
     trust_checkpoint: bool = False,
     resume_step: int | None = None,
     progress: str = "auto",
-    network: str | None = None,
-    allow_slow_network: bool = False,
     **settings: Any,
 ) -> Path:
     """Train a model in this process, as ``scalegpt train`` does; the same call resumes an unfinished run.
@@ -133,9 +131,6 @@ def train(
         trust_checkpoint: resume from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside.
         progress: ``auto``: a live line where the output is a terminal; ``plain``: plain lines everywhere.
-        network: the network of each machine, as for :func:`plan`; a run on several machines is refused if its network
-            reaches less than a quarter of it.
-        allow_slow_network: train all the same.
         settings: any setting of a run, for example ``max_iters=1000``. They override the preset; ``scalegpt train
             --help`` lists them.
 
@@ -153,8 +148,7 @@ def train(
     request = Request.of(
         preset=preset, config_file=_text(config_file), name=model_name, runs_dir=Path(runs_dir), fresh=fresh, margin=margin,
         settings={**settings, **_given(input_file=input_file)}, allow_change=allow_change,
-        trust_checkpoint=trust_checkpoint, resume_step=resume_step, progress=progress,
-        network=network, allow_slow_network=allow_slow_network, given_in="train()",
+        trust_checkpoint=trust_checkpoint, resume_step=resume_step, progress=progress, given_in="train()",
     )  # fmt: skip
     ending = run_request(request, device, stop, LauncherWatch(stop))
     if ending.status or ending.folder is None:

@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scalegpt.api import run_request
 from scalegpt.cli.parser import Parser, add_run_settings, add_source, given_settings, path_argument
 from scalegpt.config.run import DATA
 from scalegpt.errors import InputError
+from scalegpt.hardware.networks import read_network
 from scalegpt.system.invocation import train_command
 from scalegpt.system.ranks import read_ranks
 from scalegpt.system.streams import outlast_standard_streams
@@ -80,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = make_parser().parse(argv)
     outlast_standard_streams()
     # Everything that needs no torch is checked before torch is imported.
+    if arguments.network is not None:
+        read_network(arguments.network)
     request = Request.of(
         preset=arguments.preset,
         config_file=arguments.config_file,
@@ -92,9 +96,8 @@ def main(argv: Sequence[str]) -> int:
         trust_checkpoint=arguments.trust_checkpoint,
         resume_step=_resume_step(arguments.resume_step),
         progress=arguments.progress,
-        network=arguments.network,
-        allow_slow_network=arguments.allow_slow_network,
     )
+    request = replace(request, network=arguments.network, allow_slow_network=arguments.allow_slow_network)
     ending = run_request(request, arguments.device, stop, launcher)
     if request.run.train.max_iters == 0 and read_ranks().rank == 0:
         print("no step was taken: max_iters is 0; give a larger --max_iters to train", flush=True)

@@ -113,10 +113,12 @@ def _slurm(plan: Plan, words: Sequence[str], installed: bool) -> str:
 def _kubernetes(plan: Plan, words: Sequence[str], installed: bool) -> str:
     """The file for ``kubectl apply``: a runtime and a job of Kubeflow Trainer 2, which sets torchrun's variables."""
     del installed  # the image has the programs
-    nodes, gpus = plan.machine.nodes, plan.machine.gpus
     name = f"scalegpt-{_plain_name(plan).lower()}"  # it must begin with a letter
-    resource = "nvidia.com/gpu" if plan.machine.is_gpu else "cpu"
-    command = ["torchrun", "--shutdown-timeout", str(SAVE_SECONDS), "-m", MODULE, *words]
+    return f"{_training_runtime(plan, name)}\n---\n{_train_job(plan, name, words)}"
+
+
+def _training_runtime(plan: Plan, name: str) -> str:
+    """The pods: their number, image and volumes, and how often they are started again."""
     return f"""\
 # ScaleGPT on Kubernetes, by Kubeflow Trainer 2. Start it with kubectl apply -f FILE. Fill in `image` (made from the
 # Dockerfile) and `claimName`: a volume that all pods can write (ReadWriteMany), with the data; the runs go there.
@@ -126,7 +128,7 @@ metadata:
   name: {name}
 spec:
   mlPolicy:
-    numNodes: {nodes}
+    numNodes: {plan.machine.nodes}
     torch: {{}}
   template:
     spec:
@@ -157,8 +159,14 @@ spec:
                         claimName: scalegpt
                     - name: shared-memory
                       emptyDir:
-                        medium: Memory
----
+                        medium: Memory"""
+
+
+def _train_job(plan: Plan, name: str, words: Sequence[str]) -> str:
+    """The job on these pods: its GPUs and its command."""
+    gpus, resource = plan.machine.gpus, "nvidia.com/gpu" if plan.machine.is_gpu else "cpu"
+    command = ["torchrun", "--shutdown-timeout", str(SAVE_SECONDS), "-m", MODULE, *words]
+    return f"""\
 apiVersion: trainer.kubeflow.org/v1alpha1
 kind: TrainJob
 metadata:
@@ -169,7 +177,7 @@ spec:
     kind: TrainingRuntime
     name: {name}
   trainer:
-    numNodes: {nodes}
+    numNodes: {plan.machine.nodes}
     numProcPerNode: {gpus}
     resourcesPerNode:
       limits:

@@ -12,7 +12,6 @@ from scalegpt.config.machine import MachineConfig
 from scalegpt.config.presets import named_settings, resolve
 from scalegpt.config.run import DATA, PLANNED_BY_DEFAULT, SECTIONS, RunConfig
 from scalegpt.errors import InputError
-from scalegpt.hardware.networks import read_network
 from scalegpt.planner.checks import check_installed
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.system.ranks import ranks_or_alone, read_ranks
@@ -72,8 +71,6 @@ class Request:
         trust_checkpoint: bool = False,
         resume_step: int | None = None,
         progress: str = "auto",
-        network: str | None = None,
-        allow_slow_network: bool = False,
         given_in: str = "command line",
     ) -> "Request":
         """Make a request from a user's input, and check it. Arguments not described here are attributes of the same name.
@@ -89,8 +86,6 @@ class Request:
             raise InputError("--resume_step resumes a run and --fresh begins one; give one of them")
         if progress not in PROGRESS:
             raise InputError(f"progress: {shown(progress)} is not one of {', '.join(PROGRESS)}")
-        if network is not None:
-            read_network(network)
         settings = dict(settings)
         given = frozenset(settings) | named_settings(config_file=None if preset else config_file)
         if read_ranks().size > 1 and preset is None and "backend" not in given:
@@ -119,8 +114,6 @@ class Request:
             trust_checkpoint=trust_checkpoint,
             resume_step=resume_step,
             progress=progress,
-            network=network,
-            allow_slow_network=allow_slow_network,
             notes=notes,
         )
 
