@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.xdist_group("machines"),
 ]
 
-BOUND = 240.0
-"""Seconds within which both sides have ended; torchrun itself waits 60 s for its lost store."""
+BOUND = 120.0
+"""Seconds within which the ranks of both sides have ended, and torchrun once the link is back."""
 
 
 class Spread(Job):
@@ -102,14 +102,15 @@ def test_a_cut_link_ends_both_sides_and_the_same_command_resumes(spread: Spread,
     spread.start_all(*limits, pace=0.5)
     spread.wait_for_step(7)
     spread.machines.cut("beta")
-    assert all(status != 0 for status in spread.statuses())
+    spread.wait_until(lambda: not spread.ranks(), BOUND, "the ranks of both machines have ended")
     status = spread.status()
     assert status["state"] == "failed"
     assert "takes more than 10 s" in status["cause"]
     said = spread.said_on("alpha") + spread.said_on("beta")
     quiet = r"(beta \(10\.77\.0\.2|alpha \(10\.77\.0\.1), rank [01]\) does not answer (alpha|beta)"
     assert re.search(quiet, said), said
-    spread.machines.mend("beta")
+    spread.machines.mend("beta")  # before that, torchrun on the cut-off machine waits for its store for many minutes
+    assert all(status != 0 for status in spread.statuses())
     spread.start_all(*limits)
     assert spread.statuses() == [0, 0], spread.output()
     assert_same(spread, undisturbed("fsdp2"))
