@@ -72,7 +72,7 @@ def test_low_precision_copies_follow_exact_masters(tmp_path: Path, precision: st
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fewer_shards_than_ranks_hold_the_same_state(tmp_path: Path, precision: str) -> None:
-    """Two replicas of two shards; and second copies of weights, which must not outlive the weights that they are copies of."""
+    """Two replicas of two shards; and second copies of weights, which must not outlive the weights."""
     sized = {
         name: {**{**LAYOUTS, **OFFLOADED}[name], "shard_size": 2}
         for name in ("fsdp-2", "fsdp-3", "fsdp-3 offloaded", "deepspeed-3", "deepspeed-3 offloaded")
