@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
-from scalegpt.planner.time.communication import BACKWARD, EVERY, EXPOSED, FORWARD, Collective, collectives
+from scalegpt.planner.time.communication import (
+    BACKWARD,
+    EVERY,
+    EXPOSED,
+    FORWARD,
+    LATER,
+    STEP,
+    Collective,
+    collectives,
+)
 from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.work import LOSS, HostTraffic, Load, Work, count_work, host_traffic
 
@@ -46,7 +55,7 @@ class Sends(NamedTuple):
     """The traffic that one rank sends in a step, by the pass that hides it.
 
     Attributes:
-        forward: (traffic in every forward pass, traffic in the forward pass with the most traffic).
+        forward: (traffic in every forward pass but one, traffic in the forward pass with the most traffic).
         backward: the same for the backward passes.
         exposed: the traffic of the whole step that no pass hides.
     """
@@ -58,16 +67,18 @@ class Sends(NamedTuple):
     @classmethod
     def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
         """Add up the traffic of collectives; ``grad_accum`` is the number of micro batches per optimizer step."""
-        sums: dict[tuple[str, bool], list[float]] = defaultdict(lambda: [0.0, 0])
+        sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
         for send in each:
-            repeated = send.when == EVERY
-            times = grad_accum if repeated and send.behind == EXPOSED else 1
-            added = sums[send.behind, repeated and send.behind != EXPOSED]
+            once = send.when if send.when in (EVERY, LATER) and send.behind != EXPOSED else STEP
+            times = send.times(grad_accum) if send.behind == EXPOSED else 1
+            added = sums[send.behind, once]
             added[0] += times * send.sent
             added[1] += times * send.messages
-        every = {behind: Traffic(*sums[behind, True]) for behind in (FORWARD, BACKWARD)}
-        forward, backward = ((each, each.plus(*sums[behind, False])) for behind, each in every.items())
-        return cls(forward, backward, Traffic(*sums[EXPOSED, False]))
+        every = {behind: Traffic(*sums[behind, EVERY]) for behind in (FORWARD, BACKWARD)}
+        forward, backward = (
+            (each.plus(*sums[behind, LATER]), each.plus(*sums[behind, STEP])) for behind, each in every.items()
+        )
+        return cls(forward, backward, Traffic(*sums[EXPOSED, STEP]))
 
 
 class StepWork(NamedTuple):
