@@ -204,11 +204,7 @@ def test_a_network_far_below_the_stated_one_is_refused(machines: Machines, tmp_p
 
 @pytest.mark.faults
 def test_doctor_times_an_all_reduce_over_all_machines(machines: Machines, tmp_path: Path) -> None:
-    words = [
-        word
-        for command in torchrun(machines)
-        for word in (command[: command.index(TRAIN)], ["-m", "scalegpt", "doctor"])
-    ]
-    done = run_all([words[0] + words[1], words[2] + words[3]], [tmp_path, tmp_path])
+    commands = [[*command[: command.index(TRAIN)], "-m", "scalegpt", "doctor"] for command in torchrun(machines)]
+    done = run_all(commands, [tmp_path, tmp_path])
     (report,) = [each.stdout for each in done if "loopback interface" in each.stdout]
     assert "2 ranks on 2 machines meet, and an all-reduce reaches" in report
