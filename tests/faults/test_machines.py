@@ -118,12 +118,13 @@ def test_a_cut_link_ends_both_sides_and_the_same_command_resumes(spread: Spread,
 
 def test_a_lost_machine_leaves_the_rest_training_and_may_come_back(spread: Spread, undisturbed: Undisturbed) -> None:
     options: dict[str, Any] = {"nodes": "1:2", "restarts": 3, "pace": 0.5}
-    flags = ["--max_iters", "60", "--checkpoint_every", "5"]
+    flags = ["--max_iters", "60", "--checkpoint_every", "5", "--dropout", "0"]  # masks depend on the ranks
     spread.start_all(*flags, **options)
     spread.wait_for_step(7)
     spread.kill_machine("beta")
     spread.wait_for_step(20)
     said = spread.said_on("alpha") + spread.said_on("beta")
+    assert re.search(r"the connection to beta \(10\.77\.0\.2, rank 1\) broke \(Connection .*10\.77\.0\.2", said), said
     assert "step     512 tokens = 2 ranks × micro batch 4 × accumulation 2 × block 32" in said
     assert "step     512 tokens = 1 rank × micro batch 4 × accumulation 4 × block 32" in said
     spread.start_on("beta", *flags, **options)

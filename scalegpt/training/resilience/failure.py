@@ -1,5 +1,6 @@
 """How a run ends by an error: find the cause on the rank that failed first, and report it on all ranks."""
 
+import re
 import time
 import traceback
 from contextlib import suppress
@@ -64,8 +65,7 @@ def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_o
     elif (lost := _lost(error, watchdog)) is not None:
         cause = f"the process of {lost.name} has ended; its last heartbeat was in step {lost.step}, {lost.place}"
     elif (peer := _peer(error, watchdog)) is not None:
-        said = visible(str(error).strip().splitlines()[0][:160])
-        cause = f"the connection to {peer} broke ({said}); see what it reports, and whether it runs"
+        cause = f"the connection to {peer} broke ({_reason(error)}); see what it reports, and whether it runs"
     elif isinstance(error, InputError | RunError):
         return _halted(error, watchdog, str(error), status, "failed")
     else:
@@ -118,6 +118,12 @@ def _peer(error: BaseException, watchdog: Watchdog) -> Machine | None:
     if isinstance(error, RunError) or not isinstance(error, RuntimeError):
         return None
     return named_in(watchdog.beats.world.machines, str(error), watchdog.rank)
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of a library's error, without the place in its source with which gloo's begin."""
+    first = str(error).strip().splitlines()[0]
+    return visible(re.sub(r"^\[[^\]]*\] ", "", first).split(". ")[0][:160])
 
 
 def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:
