@@ -92,17 +92,21 @@ def listening(address: str, port: int, size: int, timeout: timedelta, *, here: b
 
     Raises:
         TakenError: the port is taken.
-        InputError: the address is not of this machine although ``here`` is True, or is a loopback address although it is
-            False, or the system refuses to listen there.
+        InputError: the address is not of this machine although ``here`` is True, or other machines cannot reach it although
+            ``here`` is False, or the system refuses to listen there.
     """
     bound = _bound(address, port, here=here)
     host = bound.getsockname()[0]
-    if not here and is_loopback(host):
+    if not here and is_loopback(host):  # the machine's own name, which has another address for the other machines
         bound.close()
-        raise InputError(
-            f"MASTER_ADDR {address} is {host} on this machine (see /etc/hosts), which other machines cannot reach; give "
-            f"its address{f', {mine}' if (mine := _address_towards(address)) else ''}"
-        )
+        mine = _address_towards(address)
+        if mine is None:
+            raise InputError(
+                f"MASTER_ADDR {address} is {host} on this machine (see /etc/hosts), which other machines cannot reach; give "
+                "the address that they reach"
+            )
+        bound = _bound(mine, port, here=here)
+        host = mine
     return TCPStore(
         LOOPBACK if host in WILDCARDS else host, bound.getsockname()[1], size,
         is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=bound.detach(),
