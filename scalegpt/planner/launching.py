@@ -22,6 +22,12 @@ RESTARTS = 3
 
 PORT = 29500
 
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+"""Lets a machine join again: torchrun's agents then tell each other at each restart where the ranks meet.
+
+Otherwise an agent that stays (torch 2.13) does not tell a new one, which gives up after 60 s.
+"""
+
 FIRST_MACHINE = "FIRST_MACHINE"
 """Placeholder for the name of the machine on which rank 0 runs."""
 
@@ -53,11 +59,9 @@ def _torchrun(plan: Plan, words: Sequence[str], installed: bool) -> str:
     where = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{FIRST_MACHINE}:{PORT}"] if nodes > 1 else ["--standalone"]
     options = ["--nnodes", str(nodes), "--nproc_per_node", str(gpus), "--max-restarts", str(RESTARTS), *where]
     line = shlex.join([*_launcher("torchrun", installed), *options, *_target(installed), *words])
-    return (
-        line
-        if nodes == 1
-        else f"# on each of the {nodes} machines; put the first one's name for {FIRST_MACHINE}\n{line}"
-    )
+    if nodes == 1:
+        return line
+    return f"# on each of the {nodes} machines; put the first one's name for {FIRST_MACHINE}\n{NEW_STORE} {line}"
 
 
 def _deepspeed(plan: Plan, words: Sequence[str], installed: bool) -> str:

@@ -15,6 +15,7 @@ import namespaces
 from faults.jobs import FLAGS, LAYOUTS, MARK, ROOT, Job, assert_same
 from namespaces import Machines
 from scalegpt.backends.ports import INTERFACE_VARIABLES
+from scalegpt.planner.launching import NEW_STORE
 
 REASON = namespaces.why_not()
 pytestmark = [
@@ -39,7 +40,7 @@ class Spread(Job):
         inherited = {name: value for name, value in os.environ.items() if name not in INTERFACE_VARIABLES}
         environment = {
             **inherited, MARK: self.mark, "FAULTS": json.dumps(faults), "OMP_NUM_THREADS": "1",
-            "SCALEGPT_CACHE": str(self.folder / "cache"),
+            "SCALEGPT_CACHE": str(self.folder / "cache"), **dict([NEW_STORE.split("=")]),
         }  # fmt: skip
         place = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{self.machines.names[0]}:29500"]
         launcher = ["--nnodes", nodes, "--nproc_per_node", "1", "--max-restarts", str(restarts), *place]
