@@ -43,10 +43,15 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.newton_schulz import Exchange, wire
 from scalegpt.planner.memory.states import tensors_of
 from scalegpt.planner.memory.tensors import numel
+from scalegpt.planner.time.links import ALL_REDUCE, EXCHANGE, RING, Way
 from scalegpt.units import BYTES
 
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
+
+
+_WAYS = {"all_reduce": ALL_REDUCE, "all_to_all": EXCHANGE}
+"""The kind of a collective → the kind of its way; all others go in a ring."""
 
 
 class Collective(NamedTuple):
@@ -67,6 +72,11 @@ class Collective(NamedTuple):
     messages: int
     when: str
     behind: str
+
+    @property
+    def way(self) -> Way:
+        """How the tensors are exchanged, and among which ranks."""
+        return Way(_WAYS.get(self.kind, RING), self.ranks)
 
     @property
     def sent(self) -> float:
