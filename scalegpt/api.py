@@ -34,6 +34,7 @@ def plan(
     host_memory_gb: float | None = None,
     network: str | None = None,
     network_gbps: float | None = None,
+    price_per_gpu_hour: float | None = None,
     margin: float | None = None,
     calibrated: bool = True,
     trace: bool = False,
@@ -56,6 +57,7 @@ def plan(
         memory_gb: memory to use on each card, in GB of 10⁹ bytes; without ``gpu``, the memory of a card without a name.
         host_memory_gb: host memory of each machine, in GB of 10⁹ bytes; offload needs it.
         network: network of each machine, for example ``infiniband-400g``, ``8xinfiniband-400g`` or ``50GB/s``.
+        price_per_gpu_hour: price of one GPU for one hour; ``as_dict()`` then has the cost of the run.
         network_gbps: the same as a number in Gbit/s in each direction, instead of ``network``.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
@@ -73,7 +75,8 @@ def plan(
     if preset is config_file is hf is None and settings.keys().isdisjoint({*ModelConfig.settings(), "init_from"}):
         raise InputError("plan() needs a preset, a config_file, hf, or settings of the model such as n_layer=12")
     machine = {"gpu": gpu, "gpus": gpus, "nodes": nodes, "memory_gb": memory_gb, "host_memory_gb": host_memory_gb}
-    named = _given(**machine, network=network, network_gbps=network_gbps, margin=margin)
+    machine |= {"network": network, "network_gbps": network_gbps, "price_per_gpu_hour": price_per_gpu_hour}
+    named = _given(**machine, margin=margin)
     target = Target.of(named, "plan()", calibrated=calibrated)
     asked = Asked.of(
         preset=preset, config_file=_text(config_file), hf=_text(hf), flags=settings,

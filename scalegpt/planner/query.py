@@ -25,6 +25,7 @@ from scalegpt.planner.checks import (
     with_expected_vocabulary,
 )
 from scalegpt.planner.command import launch_command
+from scalegpt.planner.cost import cost_as_dict
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.precision import fastest_precision
@@ -47,6 +48,7 @@ class Asked:
         run: the run with all settings that were given. The planner may choose the settings that are ``auto`` or not given.
         source: the source of all settings that no flag gives.
         named: names of the settings that the source and the flags give.
+        all_cards: whether the plan must use all cards of the machine.
         fixed: names of the settings that must stay as they are.
         machine: the machine to plan for.
         calibration: measurements of earlier runs, which correct the overheads (memory outside the step's tensors).
@@ -60,6 +62,7 @@ class Asked:
     calibration: Calibration = field(default_factory=Calibration)
     margin: float = MARGIN
     named: frozenset[str] = frozenset()
+    all_cards: bool = False
 
     @classmethod
     def of(
@@ -127,7 +130,7 @@ class Asked:
         notes += [vocabulary] if vocabulary else []
         notes += self.source.notes(self.fixed)
         return (
-            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
+            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration, fewer=not self.all_cards),
             (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 
@@ -213,7 +216,7 @@ class Answer:
 
     def plan_as_dict(self, plan: Plan) -> Values:
         """A plan for the same run, with its command line, in the form that ``--json`` prints."""
-        return plan.as_choice(self.command(plan))
+        return {**plan.as_choice(self.command(plan)), **cost_as_dict(plan)}
 
 
 def model_as_dict(run: RunConfig) -> Values:
