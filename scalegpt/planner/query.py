@@ -118,7 +118,7 @@ class Asked:
             precision = fastest_precision(run, machine)
         run = replace(run, train=run.train.changed(precision=precision))
         check_attention(run, precision, machine.card)
-        if "backend" in self.fixed or "zero_stage" in self.fixed or machine.usable_bytes is None:
+        if self.fixed & {"backend", "zero_stage", "shard_size"} or machine.usable_bytes is None:
             remark = check_ranks(
                 run, machine.ranks, stage_fixed="zero_stage" in self.fixed and "ds_config" not in self.fixed
             )

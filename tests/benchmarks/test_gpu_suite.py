@@ -137,14 +137,19 @@ def test_rows_are_valid_configurations_and_none_comes_twice(part: str, card: str
             assert run.parallel.backend == row.flags.get("backend", "plain")
 
 
-def test_plan_has_what_issue_22_asks_for_and_room_for_two_modern_shapes() -> None:
+def test_plan_has_every_backend_eager_and_compiled_and_two_modern_blocks() -> None:
     rows = all_rows("plan")
-    assert len(rows) == 22
+    assert len(rows) == 24
     assert len({row.preset for row in rows}) == 5
     assert {(row.flags["backend"], row.flags["compile"]) for row in rows} == {
         (backend, compiled) for backend in ("plain", "fsdp", "deepspeed") for compiled in ("off", "on")
     }
     assert all(row.predicted["total_bytes"] > row.predicted["peak_bytes"] for row in rows)
+    modern = [settings(row.preset, row.flags).model for row in rows if "position" in row.flags]
+    assert [(model.activation, model.parallel_block, model.kv_heads) for model in modern] == [
+        ("swiglu", False, 2),
+        ("gelu", True, 12),
+    ]
 
 
 def test_speed_profiles_the_best_and_times_the_same_tokens() -> None:

@@ -175,7 +175,8 @@ def test_sending_costs_its_bytes_over_the_link_where_nothing_hides_it(stage: int
 
 def one_message_of_each_pass(run: RunConfig, ranks: int, grad_accum: int) -> float:
     """Bytes of the messages that nothing can hide: one of each pass."""
-    sends = Sends.of(collectives(run, run.parallel.mesh(ranks)), grad_accum)
+    mesh = run.parallel.mesh(ranks)
+    sends = Sends.of(collectives(run, mesh), grad_accum, mesh)
     return grad_accum * sum(each.bytes / each.messages for each in (*sends.forward[0], *sends.backward[0]))
 
 

@@ -2,7 +2,9 @@
 
 In a ring of W ranks that exchanges a tensor of S bytes, each rank sends (W - 1)/W·S bytes in an all-gather or a
 reduce-scatter, and twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows
-when our backends communicate, and which pass hides the communication. Its source is the code of torch 2.13
+when our backends communicate, and which pass hides the communication. If FSDP2's shards have replicas (HSDP), the table holds
+for the ranks of one replica. The replicas then also all-reduce the scattered gradients, hidden behind the backward pass of
+the last micro step, or of every micro step with offload. The source is the code of torch 2.13
 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``,
 ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
@@ -46,6 +48,7 @@ from scalegpt.planner.memory.tensors import numel
 from scalegpt.planner.time.links import ALL_REDUCE, EXCHANGE, RING, Way
 from scalegpt.units import BYTES
 
+ALL, SHARDS, REPLICAS = "all", "shards", "replicas"
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
 
@@ -60,10 +63,12 @@ class Collective(NamedTuple):
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
         ranks: the number of ranks that take part, W.
-        size: bytes of the whole, unsharded tensors that are exchanged each time.
+        size: bytes of the whole tensors that are exchanged each time; over replicas these are the shards of one rank.
         messages: the number of collectives among which these bytes are divided each time.
         when: the micro steps in which they occur: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or :data:`STEP`, once a step.
         behind: the pass whose computation hides them, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`, none.
+        over: which ranks take part: :data:`ALL`; :data:`SHARDS`, the neighbouring ranks of one replica; or :data:`REPLICAS`,
+            the ranks that hold the same shard.
     """
 
     kind: str
@@ -72,11 +77,11 @@ class Collective(NamedTuple):
     messages: int
     when: str
     behind: str
+    over: str = ALL
 
-    @property
-    def way(self) -> Way:
-        """How the tensors are exchanged, and among which ranks."""
-        return Way(_WAYS.get(self.kind, RING), self.ranks)
+    def way(self, mesh: Mesh) -> Way:
+        """How the tensors are exchanged, and among which ranks of the mesh."""
+        return Way(_WAYS.get(self.kind, RING), self.ranks, mesh.shards if self.over == REPLICAS else 1)
 
     @property
     def sent(self) -> float:
@@ -111,32 +116,40 @@ def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
 def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """FSDP2's collectives: one message for each block and one for the rest of the model.
 
-    A rank has ⌈rows / W⌉ rows of each tensor, including padding.
+    A rank has ⌈rows / S⌉ rows of each tensor, including padding, with S shards.
     """
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
-    shards = mesh.shards
+    shards, over = mesh.shards, _over_shards(mesh)
     if shards == 1:
         yield Collective("all_reduce", mesh.replicas, 4 * count_parameters(run.model).total, groups, LAST, BACKWARD)
         return
     whole, inner = _in_rows(run.model, shards)
-    yield Collective("all_gather", shards, width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
+    yield Collective("all_gather", shards, width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD, over)
     if stage == 3:
-        yield Collective("all_gather", shards, width * inner, groups - 1, EVERY, BACKWARD)
-    yield Collective("reduce_scatter", shards, 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
+        yield Collective("all_gather", shards, width * inner, groups - 1, EVERY, BACKWARD, over)
+    yield Collective("reduce_scatter", shards, 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD, over)
+    if mesh.replicas > 1:
+        when = EVERY if stage == 3 and fsdp_memory.reduces_over_replicas(run.parallel, last=False) else LAST
+        yield Collective("all_reduce", mesh.replicas, 4 * whole // shards, groups, when, BACKWARD, REPLICAS)
+
+
+def _over_shards(mesh: Mesh) -> str:
+    return SHARDS if mesh.replicas > 1 else ALL
 
 
 def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """The collectives of Muon (``scalegpt.optim.muon``), once per step; they are not hidden.
 
     The matrices are divided among the ranks, each of which orthogonalises its share. If every rank has all matrices,
-    the ranks then all-gather the results. Otherwise each rank sends its rows of a matrix to the rank that
-    orthogonalises it, and gets the same rows of the result back. Of a matrix of S bytes each rank holds S/W, and sends
-    (W - 1)/W of these bytes on average.
+    the ranks then all-gather the results. Otherwise each rank sends its rows of a matrix to the rank of its replica that
+    orthogonalises it, and gets the same rows of the result back. Of a matrix of S bytes each of W shards holds S/W, and
+    sends (W - 1)/W of these bytes on average.
     """
     if not run.train.optimizer_spec.orthogonalises:
         return
-    precision, ranks = run.train.precision, mesh.ranks
+    precision = run.train.precision
     exchange, width, sent = Exchange(mesh, precision), BYTES[precision], BYTES[wire(precision)]
+    ranks = exchange.ranks
     for (kind, shape), count in tensors_of(run.model).items():
         if kind != MATRIX:
             continue
@@ -146,7 +159,9 @@ def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
             yield Collective("all_gather", ranks, width * size, messages, STEP, EXPOSED)
         else:
             size = count * fsdp_memory.padded(shape, ranks)
-            yield Collective("all_to_all", ranks, (sent + width) * size, 2 * messages, STEP, EXPOSED)
+            yield Collective(
+                "all_to_all", ranks, (sent + width) * size, 2 * messages, STEP, EXPOSED, _over_shards(mesh)
+            )
 
 
 def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
+from scalegpt.config.backends import Mesh
 from scalegpt.planner.time.communication import BACKWARD, EVERY, EXPOSED, FORWARD, Collective, collectives
 from scalegpt.planner.time.links import Way
 from scalegpt.planner.time.rates import Rates
@@ -61,9 +62,9 @@ class Sends(NamedTuple):
     exposed: Traffics
 
     @classmethod
-    def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
-        """Add up the traffic of collectives; ``grad_accum`` is the number of micro batches per optimizer step."""
-        every, once = {FORWARD: _Sums(), BACKWARD: _Sums()}, {FORWARD: _Sums(), BACKWARD: _Sums(), EXPOSED: _Sums()}
+    def of(cls, each: Iterable[Collective], grad_accum: int, mesh: Mesh) -> "Sends":
+        """Add up the traffic of collectives over a mesh; ``grad_accum`` is the number of micro batches per optimizer step."""
+        every, once = ({behind: _Sums(mesh) for behind in (FORWARD, BACKWARD, EXPOSED)} for _ in range(2))
         for send in each:
             if send.behind == EXPOSED:
                 times = grad_accum if send.when == EVERY else 1
@@ -76,14 +77,19 @@ class Sends(NamedTuple):
         return cls(forward, backward, once[EXPOSED].traffics())
 
 
+NOTHING = Sends(((), ()), ((), ()), ())
+"""No traffic."""
+
+
 class _Sums:
     """Adds up bytes and messages of collectives by the way in which they are exchanged."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
         self._sums: dict[Way, list[float]] = {}
 
     def add(self, send: Collective, times: int = 1) -> None:
-        sums = self._sums.setdefault(send.way, [0.0, 0.0])
+        sums = self._sums.setdefault(send.way(self._mesh), [0.0, 0.0])
         sums[0] += times * send.sent
         sums[1] += times * send.messages
 
@@ -112,7 +118,7 @@ class StepWork(NamedTuple):
         mesh = run.parallel.mesh(ranks)
         return cls(
             count_work(run, mesh, kernel=kernel, compiled=compiled),
-            Sends.of(collectives(run, mesh), grad_accum),
+            Sends.of(collectives(run, mesh), grad_accum, mesh),
             host_traffic(run, mesh, grad_accum),
             grad_accum,
         )
@@ -165,7 +171,7 @@ class StepTotals(NamedTuple):
         forward, backward, update = (
             Load(*map(min, zip(*loads, strict=True))) for loads in (forwards, backwards, updates)
         )
-        return cls(forward, backward, update, Sends.of((), 1), HostTraffic(), min(grad_accums))
+        return cls(forward, backward, update, NOTHING, HostTraffic(), min(grad_accums))
 
     def seconds(self, rates: Rates) -> float:
         """Seconds of the step on a card with these rates."""

@@ -146,13 +146,16 @@ REFUSED: Mapping[str, str] = {
             "sparse_attention", "hybrid_engine", "pipeline", "tensor_parallel", "expert_parallel",
             "sequence_parallel_size", "seq_parallel_communication_data_type", "use_data_before_expert_parallelism",
             "elasticity", "timers", "log_level", "curriculum_seqlen", "zenflow", "leaf_module",
-            "mics_shard_size", "mics_hierarchical_params_gather", "parameter_alignment",
+            "parameter_alignment",
             "stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential",
             "stage3_model_persistence_threshold", "pipeline_loading_checkpoint",
             "log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory", "param_dtype",
             "buffer_dtype", "keep_in_fp32_modules", "cpuadam_cores_perc",
         ),
         _COUNTED,
+    ),
+    **dict.fromkeys(
+        ("mics_shard_size", "mics_hierarchical_params_gather"), "DeepSpeed 0.19 has no MiCS; use --backend fsdp --shard_size"
     ),
     **dict.fromkeys(("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"), "use --offload"),
 }  # fmt: skip
