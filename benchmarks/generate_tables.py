@@ -45,6 +45,7 @@ TABLES: Mapping[str, Table] = {
     "report": reports.whole,
     "report, does not fit": reports.does_not_fit,
     "report, every preset": reports.every_preset,
+    "sweep": reports.sweep,
     "json keys": reports.json_keys,
     "256 against 1024": context.pairs,
     "micro batches that fit": context.micro_batches,

@@ -128,7 +128,7 @@ LARGE = 16
 def large_table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
     """The table of the errors of runs on at least :data:`LARGE` GPUs, whose trainers were left out, in Markdown."""
     large = [(run, error) for run, error in zip(runs, errors, strict=True) if run.batch.ranks >= LARGE]
-    return error_table(*zip(*large, strict=True), by_trainer)
+    return error_table([run for run, _ in large], [error for _, error in large], by_trainer)
 
 
 def scaling_table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:

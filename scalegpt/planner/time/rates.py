@@ -54,7 +54,7 @@ SHARES = {
     "8.0": Shares(Figure(0.948, FITTED), Figure(0.354, FITTED)),
     "8.6": Shares(Figure(0.948, "~as 8.0"), Figure(0.354, "~as 8.0")),
     "8.9": Shares(Figure(0.948, "~as 8.0"), Figure(0.354, "~as 8.0")),
-    "9.0": Shares(Figure(0.787, FITTED), Figure(0.203, FITTED)),
+    "9.0": Shares(Figure(0.786, FITTED), Figure(0.203, FITTED)),
     "10.0": Shares(Figure(0.70, "~"), Figure(0.15, "~")),
     "10.3": Shares(Figure(0.70, "~as 10.0"), Figure(0.15, "~as 10.0")),
     "12.0": Shares(Figure(0.90, "~"), Figure(0.30, "~")),

@@ -131,7 +131,7 @@ class StepWork(NamedTuple):
     def time(self, rates: Rates) -> StepTime:
         """The time of the step on a card with these rates, with the seconds of each part."""
         parts: dict[str, float] = defaultdict(float)
-        sends: tuple[tuple[Traffic, Traffic] | None, ...] = (self.sends.forward, self.sends.backward, None)
+        sends: tuple[tuple[Traffics, Traffics] | None, ...] = (self.sends.forward, self.sends.backward, None)
         for loads, sent in zip(self.work, sends, strict=True):
             times = self.grad_accum if sent else 1
             busy = kernels = 0.0
