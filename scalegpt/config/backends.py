@@ -32,12 +32,20 @@ class Mesh:
     - Mesh(W, 1): W replicas; no state is cut (stage 0).
     - Mesh(1, W): one replica; the states are cut over all W ranks (ZeRO, FSDP2).
     - Mesh(R, S): R replicas of S shards (HSDP); S is the setting ``shard_size``.
+    - Mesh(1, W, N): as Mesh(1, W), and every N neighbouring ranks also hold a copy of the weights, cut among them (ZeRO++'s
+      hpZ); N is the setting ``shard_size``.
 
     Collectives over shards gather weights and scatter gradients. Collectives over replicas sum the gradients of a shard.
+
+    Attributes:
+        replicas: R, the number of replicas.
+        shards: S, the ranks of a replica.
+        copy_over: N, the ranks among which each second copy of the weights is cut; 0: there is none.
     """
 
     replicas: int = 1
     shards: int = 1
+    copy_over: int = 0
 
     @property
     def ranks(self) -> int:
@@ -63,8 +71,10 @@ class BackendSpec:
             of matrices; None: it updates single tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
         offload_rule: ``offloads`` in words, with the flags to use, for the end of an error message.
-        replicates_shards: whether several replicas may have several shards each.
+        replicates_shards: whether several replicas may have several shards each. If not, ``shard_size`` says among how many
+            ranks a second copy of the weights is cut.
         shard_size_stages: the stages at which ``shard_size`` can be set.
+        shard_size_offloads: the values of ``--offload`` with which it can be set.
         shard_size_rule: ``shard_size_stages`` in words, with the flags to use, for the end of an error message.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
         package: the Python package that the backend needs beside torch; None: torch is enough.
@@ -80,6 +90,7 @@ class BackendSpec:
     offload_rule: str = ""
     replicates_shards: bool = False
     shard_size_stages: tuple[int, ...] = ()
+    shard_size_offloads: tuple[str, ...] = OFFLOADS
     shard_size_rule: str = ""
     launcher: str = "torchrun"
     package: str | None = None
@@ -105,7 +116,7 @@ class BackendSpec:
     def mesh(self, stage: int, ranks: int, shard_size: int | None = None) -> Mesh:
         """The mesh of the ranks at a stage: each rank is a replica if no state is cut, else a shard.
 
-        A replica has ``shard_size`` shards; None: there is one replica of all ranks.
+        Of ``shard_size`` ranks each is a replica or, with this backend, a second copy of the weights; None: all ranks.
 
         Raises:
             InputError: the number of ranks is not a multiple of ``shard_size``.
@@ -115,7 +126,9 @@ class BackendSpec:
         shards = shard_size or ranks
         if ranks % shards:
             raise InputError(f"shard_size {shards} does not divide {_ranks(ranks)}; use {_sizes_near(shards, ranks)}")
-        return Mesh(ranks // shards, shards)
+        if self.replicates_shards:
+            return Mesh(ranks // shards, shards)
+        return Mesh(1, ranks, shards if shards < ranks else 0)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
         """The first words of the command that runs a script on a machine's ranks: the launcher and its options."""
@@ -141,13 +154,13 @@ class BackendSpec:
                 f"backend {self.name} cannot run {mesh.replicas} replicas of {mesh.shards} shards; use one replica"
             )
 
-    def check_shard_size(self, shard_size: int | None, stage: int) -> None:
-        """Refuse ``shard_size`` at a stage that does not have it.
+    def check_shard_size(self, shard_size: int | None, stage: int, offload: str) -> None:
+        """Refuse ``shard_size`` at a stage or with an offload that does not have it.
 
         Raises:
-            InputError: the backend does not have it at this stage; the message says what to use.
+            InputError: the backend does not have it there; the message says what to use.
         """
-        if shard_size is None or stage in self.shard_size_stages:
+        if shard_size is None or (stage in self.shard_size_stages and offload in self.shard_size_offloads):
             return
         if not self.shard_size_stages:
             others = " or ".join(spec.name for spec in BACKENDS.values() if spec.shard_size_stages)
@@ -196,6 +209,12 @@ DEEPSPEED = BackendSpec(
     offload_rule=(
         "offloads the optimizer's state from stage 1 on, and parameters at stage 3 only: use --offload optimizer with "
         "--zero_stage 1, 2 or 3, or --offload all with --zero_stage 3"
+    ),
+    shard_size_stages=(3,),
+    shard_size_offloads=("none", "optimizer"),
+    shard_size_rule=(
+        "keeps a second copy of the weights on the device, at stage 3 (ZeRO++'s hpZ): use --zero_stage 3 with --offload none "
+        "or optimizer, or --backend fsdp"
     ),
     launcher="deepspeed",
     package="deepspeed",

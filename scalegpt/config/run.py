@@ -41,7 +41,8 @@ class ParallelConfig(Section):
     )
     shard_size: int | None = setting(
         None,
-        "ranks among which the states are cut; more ranks are replicas of them; none: all ranks",
+        "ranks among which the states are cut; more ranks are replicas of them; none: all ranks (deepspeed 3: ranks of a "
+        "second copy of the weights)",
         minimum=2,
         maximum=1 << 20,
     )
@@ -55,7 +56,7 @@ class ParallelConfig(Section):
             offered = ", ".join(map(str, self.spec.stages))
             raise InputError(f"zero_stage {self.stage} does not exist for backend {self.backend}; it has {offered}")
         self.spec.check_offload(self.offload, self.stage)
-        self.spec.check_shard_size(self.shard_size, self.stage)
+        self.spec.check_shard_size(self.shard_size, self.stage, self.offload)
         if self.ds_config is not None and self.spec is not DEEPSPEED:
             raise InputError(f"ds_config {self.ds_config!r} needs backend deepspeed, not {self.backend}")
 

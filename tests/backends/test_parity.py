@@ -154,6 +154,26 @@ REPLICATED: dict[str, dict[str, Any]] = {
 """Two replicas of two shards each (HSDP)."""
 
 
+SECOND_COPY = {"backend": "deepspeed", "zero_stage": 3, "shard_size": 2}
+"""States cut over all ranks, and a second copy of the weights over every two (ZeRO++'s hpZ)."""
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_second_copies_of_weights_change_nothing(tmp_path: Path, precision: str, tolerance: float) -> None:
+    """Also after weights are loaded over those from which the copies were made."""
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]
+    layouts = {
+        "copies": [SECOND_COPY],
+        "offloaded": [{**SECOND_COPY, "offload": "optimizer", "recompute": "full"}],
+        "from fsdp": [REPLICATED["2 x 2 at stage 3"], SECOND_COPY],
+        "and back": [SECOND_COPY, LAYOUTS["deepspeed-3"]],
+    }
+    for name, result in run(layouts, tmp_path / "four", 4, precision=precision).items():
+        assert_equal_runs(result, plain, tolerance)
+        assert worst(result["norms"], plain["norms"]) <= 10 * tolerance, name
+        assert worst(result["sizes"], plain["sizes"]) <= 10 * tolerance, name
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2), ("fp16", 1e-2)])
 def test_replicas_of_shards_follow_one_plain_process(tmp_path: Path, precision: str, tolerance: float) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]

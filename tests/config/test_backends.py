@@ -51,6 +51,13 @@ def test_a_shard_size_makes_the_other_ranks_replicas(stage: int) -> None:
     assert parallel.label() == f"fsdp stage {stage}, shard size 4"
 
 
+def test_deepspeeds_shard_size_is_that_of_a_second_copy() -> None:
+    parallel = ParallelConfig(backend="deepspeed", zero_stage=3, shard_size=4)
+    assert [parallel.mesh(ranks) for ranks in (4, 8)] == [Mesh(1, 4), Mesh(1, 8, 4)]
+    with pytest.raises(InputError, match="on the device, at stage 3"):
+        ParallelConfig(backend="deepspeed", zero_stage=3, shard_size=4, offload="all")
+
+
 @pytest.mark.parametrize(
     ("shard_size", "ranks", "message"),
     [
@@ -69,13 +76,18 @@ def test_a_shard_size_that_does_not_divide_the_ranks_is_refused(shard_size: int,
 @pytest.mark.parametrize(
     ("backend", "stage", "message"),
     [
-        ("plain", 0, "shard_size 8 needs backend fsdp, not plain; or use --shard_size none"),
+        ("plain", 0, "shard_size 8 needs backend fsdp or deepspeed, not plain; or use --shard_size none"),
         (
             "fsdp",
             0,
             "shard_size 8: fsdp cuts states at stages 2 and 3 only: use --zero_stage 2 or 3; or use --shard_size",
         ),
-        ("deepspeed", 1, "shard_size 8 needs backend fsdp, not deepspeed"),
+        ("deepspeed", 1, "shard_size 8: deepspeed keeps a second copy of the weights on the device, at stage 3"),
+        (
+            "deepspeed",
+            2,
+            "use --zero_stage 3 with --offload none or optimizer, or --backend fsdp; or use --shard_size none",
+        ),
     ],
 )
 def test_shard_sizes_that_a_stage_lacks_are_refused(backend: str, stage: int, message: str) -> None:

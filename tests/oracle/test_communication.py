@@ -13,7 +13,7 @@ from ranks import run_ranks
 from scalegpt.config.backends import Mesh
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
-from scalegpt.planner.time.communication import ALL, EVERY, REPLICAS, SHARDS, collectives, sent_bytes
+from scalegpt.planner.time.communication import ALL, REPLICAS, SHARDS, collectives, sent_bytes
 from scalegpt.units import BYTES
 
 WORKER = Path(__file__).parent / "volume_worker.py"
@@ -31,6 +31,7 @@ def layouts(ranks: int) -> dict[str, dict[str, Any]]:
     if ranks == 4:
         flags = {f"fsdp {stage}, 2 x 2": ("fsdp", stage, {"shard_size": 2}) for stage in (2, 3)}
         flags["fsdp 3, 2 x 2, offload"] = ("fsdp", 3, {"shard_size": 2, "offload": "all"})
+        flags["deepspeed 3, second copy"] = ("deepspeed", 3, {"shard_size": 2})
         flags["fsdp 3, 2 x 2, muon"] = ("fsdp", 3, {"shard_size": 2, "optimizer": "muon"})
     return {
         f"{label}, {precision}, accumulation {accum}": {
@@ -53,7 +54,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Any]:
 
 def who(over: str, mesh: Mesh) -> list[int]:
     """The ranks that take part in rank 0's collective."""
-    return list({ALL: range(mesh.ranks), SHARDS: range(mesh.shards), REPLICAS: range(0, mesh.ranks, mesh.shards)}[over])
+    near = range(mesh.copy_over or mesh.shards)
+    return list({ALL: range(mesh.ranks), SHARDS: near, REPLICAS: range(0, mesh.ranks, mesh.shards)}[over])
 
 
 @pytest.mark.slow
@@ -65,7 +67,7 @@ def test_the_volume_is_the_planners(measured: Callable[[int], Any], ranks: int, 
     mesh, sent = run.parallel.mesh(ranks), 0.0
     expected: dict[str, int] = defaultdict(int)
     for each in collectives(run, mesh):
-        expected[f"{each.kind} {who(each.over, mesh)}"] += each.size * (accum if each.when == EVERY else 1)
+        expected[f"{each.kind} {who(each.over, mesh)}"] += each.size * each.times(accum)
     assert found.keys() == expected.keys()
     for kind, size in expected.items():
         assert found[kind] == pytest.approx(size, rel=0.001, abs=off_by(run, accum)), kind

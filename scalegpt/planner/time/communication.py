@@ -4,9 +4,10 @@ In a ring of W ranks that exchanges a tensor of S bytes, each rank sends (W - 1)
 reduce-scatter, and twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows
 when our backends communicate, and which pass hides the communication. If FSDP2's shards have replicas (HSDP), the table holds
 for the ranks of one replica. The replicas then also all-reduce the scattered gradients, hidden behind the backward pass of
-the last micro step, or of every micro step with offload. The source is the code of torch 2.13
-(``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``,
-``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
+the last micro step, or of every micro step with offload. If ZeRO-3 keeps second copies of the weights (hpZ), only the first
+forward pass after an update gathers weights over all ranks. Later passes gather them among the ranks of a copy. The source is
+the code of torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py:
+average_tensor``, ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
 ================  =========================================  ==============================================  =============
 backend, stage    weights are gathered                       gradients, fp32                                 hidden behind
@@ -40,7 +41,7 @@ from scalegpt.config.backends import FSDP, Mesh
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory import fsdp as fsdp_memory
 from scalegpt.planner.memory.deepspeed import sharded as deepspeed_step
-from scalegpt.planner.memory.deepspeed.gather import gathering, schedule
+from scalegpt.planner.memory.deepspeed.gather import Schedule, gathering, schedule
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.newton_schulz import Exchange, wire
 from scalegpt.planner.memory.states import tensors_of
@@ -51,6 +52,7 @@ from scalegpt.units import BYTES
 ALL, SHARDS, REPLICAS = "all", "shards", "replicas"
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
+LATER = "every micro step but the first"
 
 
 _WAYS = {"all_reduce": ALL_REDUCE, "all_to_all": EXCHANGE}
@@ -65,10 +67,11 @@ class Collective(NamedTuple):
         ranks: the number of ranks that take part, W.
         size: bytes of the whole tensors that are exchanged each time; over replicas these are the shards of one rank.
         messages: the number of collectives among which these bytes are divided each time.
-        when: the micro steps in which they occur: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or :data:`STEP`, once a step.
+        when: the micro steps in which they occur: :data:`FIRST`, :data:`LATER` (all but the first), :data:`LAST` or
+            :data:`EVERY`; or :data:`STEP`, once a step.
         behind: the pass whose computation hides them, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`, none.
-        over: which ranks take part: :data:`ALL`; :data:`SHARDS`, the neighbouring ranks of one replica; or :data:`REPLICAS`,
-            the ranks that hold the same shard.
+        over: which ranks take part: :data:`ALL`; :data:`SHARDS`, the neighbouring ranks of one replica or of one second copy
+            of the weights; or :data:`REPLICAS`, the ranks that hold the same shard.
     """
 
     kind: str
@@ -82,6 +85,10 @@ class Collective(NamedTuple):
     def way(self, mesh: Mesh) -> Way:
         """How the tensors are exchanged, and among which ranks of the mesh."""
         return Way(_WAYS.get(self.kind, RING), self.ranks, mesh.shards if self.over == REPLICAS else 1)
+
+    def times(self, grad_accum: int) -> int:
+        """How often they occur in an optimizer step of this number of micro batches."""
+        return {EVERY: grad_accum, LATER: grad_accum - 1}.get(self.when, 1)
 
     @property
     def sent(self) -> float:
@@ -109,8 +116,7 @@ def collectives(run: RunConfig, mesh: Mesh) -> tuple[Collective, ...]:
 
 def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
     """Bytes that each rank sends in one optimizer step."""
-    times = {EVERY: grad_accum}
-    return sum(each.sent * times.get(each.when, 1) for each in collectives(run, run.parallel.mesh(ranks)))
+    return sum(each.sent * each.times(grad_accum) for each in collectives(run, run.parallel.mesh(ranks)))
 
 
 def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
@@ -168,9 +174,14 @@ def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
     whole, buckets, ranks = count_parameters(run.model).total, layers + 2, mesh.ranks
     if stage == 3:
-        forward, back, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
-        yield Collective("all_gather", ranks, width * forward, buckets, EVERY, FORWARD)
-        yield Collective("all_gather", ranks, width * back, buckets, EVERY, BACKWARD)
+        first, later, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
+        near = mesh.copy_over
+        for gathered, when in ((first, FIRST), (later, LATER)) if near else ((first, EVERY),):
+            for far, close, behind in zip(gathered.fetched, gathered.fetched_near, (FORWARD, BACKWARD), strict=True):
+                if far:
+                    yield Collective("all_gather", ranks, width * far, buckets, when, behind)
+                if close:
+                    yield Collective("all_gather", near, width * close, buckets, when, behind, SHARDS)
         yield Collective("reduce_scatter", ranks, 4 * _in_parts(run.model, ranks), buckets, EVERY, BACKWARD)
         yield Collective("all_gather", ranks, width * kept_whole, 1, STEP, EXPOSED)
         return
@@ -202,8 +213,8 @@ def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
 @lru_cache(maxsize=1024)
 def _gathered_by_stage3(
     model: ModelConfig, parallel: ParallelConfig, precision: str, ranks: int
-) -> tuple[int, int, int]:
-    """Elements that ZeRO-3 gathers per forward pass, per backward pass, and once per step after the update.
+) -> tuple[Schedule, Schedule, int]:
+    """What ZeRO-3 gathers in the first and in every later micro step, and the elements that it gathers after the update.
 
     The third number counts the tensors that are too small to be sharded, which every rank keeps whole.
     """
@@ -211,8 +222,9 @@ def _gathered_by_stage3(
     settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)
     threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
     small = (shape for shape in parameter_shapes(model).values() if numel(shape) <= threshold)
-    forward, back = schedule(gathering(run, ranks, settings)).fetched
-    return forward, back, ranks * sum(deepspeed_step.part_of_tensor(shape, ranks) for shape in small)
+    given = gathering(run, ranks, settings)
+    first, later = schedule(given), schedule(given, first=False)
+    return first, later, ranks * sum(deepspeed_step.part_of_tensor(shape, ranks) for shape in small)
 
 
 @lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import Mesh
-from scalegpt.planner.time.communication import BACKWARD, EVERY, EXPOSED, FORWARD, Collective, collectives
+from scalegpt.planner.time.communication import BACKWARD, EVERY, EXPOSED, FORWARD, LATER, Collective, collectives
 from scalegpt.planner.time.links import Way
 from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.work import LOSS, HostTraffic, Load, Work, count_work, host_traffic
@@ -52,7 +52,7 @@ class Sends(NamedTuple):
     """The traffic that one rank sends in a step, by the pass that hides it.
 
     Attributes:
-        forward: (traffic in every forward pass, traffic in the forward pass with the most traffic).
+        forward: (traffic in every forward pass but one, traffic in the forward pass with the most traffic).
         backward: the same for the backward passes.
         exposed: the traffic of the whole step that no pass hides.
     """
@@ -64,17 +64,18 @@ class Sends(NamedTuple):
     @classmethod
     def of(cls, each: Iterable[Collective], grad_accum: int, mesh: Mesh) -> "Sends":
         """Add up the traffic of collectives over a mesh; ``grad_accum`` is the number of micro batches per optimizer step."""
-        every, once = ({behind: _Sums(mesh) for behind in (FORWARD, BACKWARD, EXPOSED)} for _ in range(2))
+        repeated, most = ({behind: _Sums(mesh) for behind in (FORWARD, BACKWARD)} for _ in range(2))
+        exposed = _Sums(mesh)
         for send in each:
             if send.behind == EXPOSED:
-                times = grad_accum if send.when == EVERY else 1
-                once[EXPOSED].add(send, times)
+                exposed.add(send, send.times(grad_accum))
                 continue
-            once[send.behind].add(send)
-            if send.when == EVERY:
-                every[send.behind].add(send)
-        forward, backward = ((every[behind].traffics(), once[behind].traffics()) for behind in (FORWARD, BACKWARD))
-        return cls(forward, backward, once[EXPOSED].traffics())
+            if send.when in (EVERY, LATER):
+                repeated[send.behind].add(send)
+            if send.when != LATER:
+                most[send.behind].add(send)
+        forward, backward = ((repeated[each].traffics(), most[each].traffics()) for each in (FORWARD, BACKWARD))
+        return cls(forward, backward, exposed.traffics())
 
 
 NOTHING = Sends(((), ()), ((), ()), ())

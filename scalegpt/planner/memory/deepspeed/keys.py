@@ -98,8 +98,7 @@ ALLOWED: Mapping[str, Any] = {
     "zero_optimization": {
         "stage": one_of(0, 1, 2, 3),
         "allgather_bucket_size": whole(2, multiple=2),
-        "zero_hpz_partition_size": one_of(1),
-        **dict.fromkeys(("reduce_bucket_size", "sub_group_size"), whole(1)),
+        **dict.fromkeys(("reduce_bucket_size", "sub_group_size", "zero_hpz_partition_size"), whole(1)),
         **dict.fromkeys(
             ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
              "stage3_max_reuse_distance"),
