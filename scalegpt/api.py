@@ -50,8 +50,7 @@ def plan(
         preset: a named configuration, see ``scalegpt presets``.
         config_file: a JSON or YAML file in the form of a preset, instead of a preset.
         hf: a folder with a Hugging Face model, or its ``config.json``, instead of a preset.
-        gpu: the card, for example ``a100-40gb``; ``cpu``: this processor; None: the GPUs found here, or a card that
-            ``memory_gb`` describes.
+        gpu: the card, such as ``a100-40gb``; ``cpu``: this processor; None: the GPUs here, or that of ``memory_gb``.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
         nodes: number of machines; None: one.
         memory_gb: memory to use on each card, in GB of 10⁹ bytes; without ``gpu``, the memory of a card without a name.
@@ -62,8 +61,8 @@ def plan(
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
         trace: also run the real step on tensors without data, to compare peaks; this needs torch and takes seconds.
-        settings: any settings of a run, for example ``micro_batch=8``. The planner keeps them, and chooses the settings
-            in :data:`~scalegpt.config.run.PLANNED` that are not given.
+        settings: any settings of a run, for example ``micro_batch=8``. The planner keeps them, and chooses the others of
+            :data:`~scalegpt.config.run.PLANNED`.
 
     Returns:
         The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes``, ``seconds`` of a step, ``batch`` and ``run``.
@@ -76,8 +75,7 @@ def plan(
         raise InputError("plan() needs a preset, a config_file, hf, or settings of the model such as n_layer=12")
     machine = {"gpu": gpu, "gpus": gpus, "nodes": nodes, "memory_gb": memory_gb, "host_memory_gb": host_memory_gb}
     machine |= {"network": network, "network_gbps": network_gbps, "price_per_gpu_hour": price_per_gpu_hour}
-    named = _given(**machine, margin=margin)
-    target = Target.of(named, "plan()", calibrated=calibrated)
+    target = Target.of(_given(**machine, margin=margin), "plan()", calibrated=calibrated)
     asked = Asked.of(
         preset=preset, config_file=_text(config_file), hf=_text(hf), flags=settings,
         machine=target.machine, calibration=target.calibration, margin=target.margin, given_in="plan()",
