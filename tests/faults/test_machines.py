@@ -15,7 +15,7 @@ import namespaces
 from faults.jobs import FLAGS, LAYOUTS, MARK, ROOT, Job, assert_same
 from namespaces import Machines
 from scalegpt.backends.ports import INTERFACE_VARIABLES
-from scalegpt.planner.launching import NEW_STORE
+from scalegpt.planner.start.launching import NEW_STORE
 
 REASON = namespaces.why_not()
 pytestmark = [

@@ -9,7 +9,7 @@ import yaml
 
 from scalegpt.api import plan
 from scalegpt.cli.main import main
-from scalegpt.planner.launching import LAUNCHERS, launch_text
+from scalegpt.planner.start.launching import LAUNCHERS, launch_text
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["--preset", "350M_1024", "--input_file", "data/", "--backend", "fsdp"]
