@@ -67,7 +67,7 @@ class Pace:
         """Seconds of this rank's own work in this step; on a GPU, those of the last timed products, or 0."""
         if self.world.device.type != "cuda":
             return self._mine
-        if self._events is None or not self._events[1].query():
+        if self._events is None or not self._events[1].query():  # type: ignore[no-untyped-call]
             return 0.0
         return float(self._events[0].elapsed_time(self._events[1]) / 1000)
 
@@ -122,7 +122,7 @@ def own_seconds() -> float:
 def _time_products(device: torch.device) -> tuple[torch.cuda.Event, torch.cuda.Event]:
     """Start the products, without waiting for them. They are between steps, where the step's own peak leaves room."""
     values = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=torch.float16, device=device)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     for _ in range(PROBE_COUNT):
         torch.mm(values, values)
