@@ -82,6 +82,7 @@ class Pace:
             return []
         means, self._sums, self._steps = [total / self._steps for total in self._sums], [0.0] * len(self._sums), 0
         if self.world.device.type == "cuda":
+            means = list(seconds)  # the products of the last comparison, which all ranks have finished by now
             self._events = _time_products(self.world.device)
         slow = self._find_slow(means)
         self._slow_for = {name: self._slow_for.get(name, 0) + 1 for name in slow}
