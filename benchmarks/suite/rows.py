@@ -7,7 +7,7 @@ choice, the configuration to profile, and the micro batches to try.
 """
 
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,7 @@ IMPORTS, TRAIN, RUN, LOOP, LOSS, PROFILE = "imports", "train", "run", "loop", "l
 """Kinds of rows. The class in :mod:`benchmarks.suite.measure` has a method for each."""
 
 ROOM_FOR_ERROR = 1.1
-"""A plan is not tried if its predicted memory exceeds the card's by more than this factor, since it would run out of
-memory."""
+"""A plan is not tried if its predicted memory is more than this many times the card's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +91,17 @@ def named(flags: Mapping[str, Any]) -> str:
 SMALL_MODEL = {"n_layer": 2, "n_embd": 128, "n_head": 2, "block_size": 128, "vocab_size": 512}
 SHORT_RUN = {"micro_batch": 8, "learning_rate": 3e-3, "warmup_steps": 2}
 
+LLAMA = {"position": "rope", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tie_head": False}
+NEOX = {"position": "rope", "rotary_share": 0.25, "parallel_block": True, "tie_head": False}
+"""The blocks of Llama, and of GPT-NeoX as in Pythia."""
+
 SMOKE_IN_ONE_PROCESS: tuple[Values, ...] = (
     *({"recompute": kind} for kind in RECOMPUTE),
     *({"attention": kind} for kind in ATTENTION[1:]),
     {"loss": "full"},
     *({"compile": "on", "recompute": kind} for kind in RECOMPUTE),
+    *({"compile": way, "n_kv_head": 1, "qk_norm": True, **LLAMA} for way in ("off", "on")),
+    {"compile": "on", **NEOX},
     *({"optimizer": name} for name in OPTIMIZERS if name != "adamw"),
     *({"precision": precision} for precision in ("fp16", "fp32")),
 )
@@ -122,6 +127,8 @@ PLAN_ROWS: tuple[tuple[str, int, Values], ...] = (
     *((preset, 1, {"compile": "on"}) for preset in PRESETS_1024),
     ("350M_1024", 1, {"recompute": "selective"}),
     ("500M_1024", 1, {"recompute": "full", "loss": "full"}),
+    ("350M_1024", 1, {"compile": "on", "n_kv_head": 2, **LLAMA}),
+    ("150M_1024", 1, {"compile": "on", **NEOX}),
     *(("150M_1024", 8, {"backend": "fsdp", "zero_stage": stage}) for stage in (2, 3)),
     *((preset, 1, {"backend": "fsdp"}) for preset in ("150M_1024", "500M_1024")),
     ("350M_1024", 1, {"compile": "on", "backend": "fsdp", "zero_stage": 2}),
@@ -129,7 +136,7 @@ PLAN_ROWS: tuple[tuple[str, int, Values], ...] = (
     *((preset, 1, {"compile": "on", "backend": "deepspeed"}) for preset in ("150M_1024", "500M_1024")),
 )
 """(preset, ranks W, settings). Rows without a communicator come first, since libraries stay loaded in a process and
-would count in the driver's figure of later rows. There is time for two more rows, for modern shapes."""
+would count in the driver's figure of later rows."""
 
 
 def plan(machine: Machine) -> Part:
@@ -160,7 +167,7 @@ def planned_row(found: Plan, *, seconds: float, usable_bytes: int | None = None,
         "backend": parallel.backend, **({} if parallel.backend == "plain" else {"zero_stage": parallel.stage}),
         "micro_batch": batch.micro_batch, "recompute": train.recompute, "loss": train.loss,
         "compile": "off" if train.compile == "off" else "on", "attention": train.attention,
-        **({} if parallel.offload == "none" else {"offload": parallel.offload}),
+        **({} if parallel.offload == "none" else {"offload": parallel.offload}), **_reshaped(found.run),
     }  # fmt: skip
     words = f" grad_accum={batch.grad_accum}" * (batch.grad_accum > 1) + f" W={batch.ranks}" * (batch.ranks > 1)
     too_large = usable is not None and found.total_bytes > ROOM_FOR_ERROR * usable and usable_bytes is None
@@ -173,6 +180,12 @@ def planned_row(found: Plan, *, seconds: float, usable_bytes: int | None = None,
     )  # fmt: skip
 
 
+def _reshaped(run: RunConfig) -> Values:
+    """The settings of a run's model that differ from its preset's."""
+    usual = asdict(settings(run.preset, {}).model)
+    return {key: value for key, value in asdict(run.model).items() if value != usual[key]}
+
+
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 SPEED_PRESETS = ("500M_1024", "350M_1024", "150M_1024")
@@ -182,7 +195,7 @@ STEP_SEQUENCES, LOOP_SEQUENCES, LOSS_SEQUENCES = 64, 32, 16
 """Numbers of sequences: of a step, of the plain loop's largest micro batch, and of a loss measured by itself. Sequences
 of 1,024 tokens keep any card busy with these numbers."""
 
-TIMED_SECONDS, LOSS_SECONDS = 1.5, 0.25
+TIMED_SECONDS, LOSS_SECONDS, CHOICE_SECONDS = 1.5, 0.25, 1.0
 
 CHANGES: tuple[Values, ...] = (
     *({"recompute": kind} for kind in RECOMPUTE),
@@ -260,10 +273,7 @@ CHOICES = (
     ("RTX 3060", "150M_1024"), ("RTX 4090", "350M_1024"), ("A100 40GB", "500M_1024"),
     ("RTX 3060", "350M_1024"), ("RTX 4090", "500M_1024"), ("A100 40GB", "150M_1024"),
 )  # fmt: skip
-"""(card, preset): cards of 12, 24 and 40 GB, of which only the memory is emulated, and the presets that are trained on
-them."""
-
-CHOICE_SECONDS = 1.0
+"""(card, preset): cards of 12, 24 and 40 GB, of which only the memory is emulated, and the presets for them."""
 
 
 def choice(machine: Machine) -> Part:

@@ -8,6 +8,11 @@ stage  weights between forward and backward                   gradients while ac
 3      gathered for each block, forward and backward          reduce-scattered after every micro batch
 =====  =====================================================  =================================================
 
+At stages 2 and 3 the shards may have replicas (HSDP). Weights are gathered and gradients scattered among the shards of a
+replica. The scattered gradients are then all-reduced over the replicas, after the last micro batch; until then each replica
+adds up its own. With offload they are all-reduced after every micro batch, since FSDP2 would keep a replica's sum on the
+device.
+
 Stages 0 and 2 communicate only in the first and the last micro step, but hold whole fp32 gradients on each rank. Stage
 3 keeps only shards of gradients. fp32 masters and moments are sharded at stages 2 and 3. The model computes in the
 run's precision. Gradients are reduced in fp32.
@@ -85,6 +90,8 @@ class FSDPBackend(TorchBackend):
         assert isinstance(root, FSDPModule)
         if self.stage != 3:
             root.set_requires_gradient_sync(last)
+        elif self.mesh.replicas > 1:
+            root.set_requires_all_reduce(fsdp_memory.reduces_over_replicas(self.run.parallel, last=last))
         if self.stage == 2:
             root.set_reshard_after_backward(last)
         # At stage 3 every backward pass reduces. If it did not count as the last, FSDP2 would keep the root's fp32 reduce
@@ -94,9 +101,10 @@ class FSDPBackend(TorchBackend):
     def sum_over_shards(self, square: Tensor) -> Tensor:
         """See :meth:`TorchBackend.sum_over_shards`.
 
-        Without shards every rank has the whole gradient, so no sum is needed.
+        Without shards every rank has the whole gradient, so no sum is needed. The sum over all ranks counts each replica,
+        and is the same on all ranks, which must agree whether to skip the step.
         """
-        return self.world.sum(square) if self.mesh.shards > 1 else square
+        return self.world.sum(square / self.mesh.replicas) if self.mesh.shards > 1 else square
 
     def held(self, keys: Sequence[str] = ALL_KEYS) -> Iterator[Piece]:
         """See :meth:`Backend.held`."""

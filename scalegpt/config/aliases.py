@@ -21,7 +21,20 @@ _ONLY_TRAIN = {
     "allow_change",
     "resume_step",
 }
-_ONLY_PLAN = {"gpu", "memory_gb", "host_memory_gb", "network_gbps", "html", "trace", "no_calibration", "ui", "port"}
+_ONLY_PLAN = {
+    "gpu",
+    "memory_gb",
+    "host_memory_gb",
+    "network",
+    "network_gbps",
+    "price_per_gpu_hour",
+    "sweep_gpus",
+    "html",
+    "trace",
+    "no_calibration",
+    "ui",
+    "port",
+}
 _ONLY_LAUNCHER = {"gpus", "nodes"}
 """Flags that only ``train`` has; flags that only ``plan`` has; flags of ``plan`` that belong to the launcher in training."""
 

@@ -31,13 +31,21 @@ class Mesh:
 
     - Mesh(W, 1): W replicas; no state is cut (stage 0).
     - Mesh(1, W): one replica; the states are cut over all W ranks (ZeRO, FSDP2).
-    - Mesh(R, S): R replicas of S shards (HSDP); no backend runs it yet, and :meth:`BackendSpec.check_mesh` refuses it.
+    - Mesh(R, S): R replicas of S shards (HSDP); S is the setting ``shard_size``.
+    - Mesh(1, W, N): as Mesh(1, W), and every N neighbouring ranks also hold a copy of the weights, cut among them (ZeRO++'s
+      hpZ); N is the setting ``shard_size``.
 
     Collectives over shards gather weights and scatter gradients. Collectives over replicas sum the gradients of a shard.
+
+    Attributes:
+        replicas: R, the number of replicas.
+        shards: S, the ranks of a replica.
+        copy_over: N, the ranks among which each second copy of the weights is cut; 0: there is none.
     """
 
     replicas: int = 1
     shards: int = 1
+    copy_over: int = 0
 
     @property
     def ranks(self) -> int:
@@ -63,6 +71,11 @@ class BackendSpec:
             of matrices; None: it updates single tensors at every stage.
         offloads: value of ``--offload`` → the stages at which the backend offers it.
         offload_rule: ``offloads`` in words, with the flags to use, for the end of an error message.
+        replicates_shards: whether several replicas may have several shards each. If not, ``shard_size`` says among how many
+            ranks a second copy of the weights is cut.
+        shard_size_stages: the stages at which ``shard_size`` can be set.
+        shard_size_offloads: the values of ``--offload`` with which it can be set.
+        shard_size_rule: ``shard_size_stages`` in words, with the flags to use, for the end of an error message.
         launcher: the program that starts the ranks on one machine; ``python``: the backend runs in one process.
         package: the Python package that the backend needs beside torch; None: torch is enough.
     """
@@ -75,6 +88,10 @@ class BackendSpec:
     flat_from: int | None = None
     offloads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     offload_rule: str = ""
+    replicates_shards: bool = False
+    shard_size_stages: tuple[int, ...] = ()
+    shard_size_offloads: tuple[str, ...] = OFFLOADS
+    shard_size_rule: str = ""
     launcher: str = "torchrun"
     package: str | None = None
 
@@ -96,9 +113,22 @@ class BackendSpec:
         """Whether the optimizer updates flat (one-dimensional) parts of many tensors at a stage, not single tensors."""
         return self.flat_from is not None and stage >= self.flat_from
 
-    def mesh(self, stage: int, ranks: int) -> Mesh:
-        """The mesh of the ranks at a stage: each rank is a replica if no state is cut, else a shard of one replica."""
-        return Mesh(1, ranks) if self.cuts(OPTIMIZER_STATE, stage) else Mesh(ranks, 1)
+    def mesh(self, stage: int, ranks: int, shard_size: int | None = None) -> Mesh:
+        """The mesh of the ranks at a stage: each rank is a replica if no state is cut, else a shard.
+
+        Of ``shard_size`` ranks each is a replica or, with this backend, a second copy of the weights; None: all ranks.
+
+        Raises:
+            InputError: the number of ranks is not a multiple of ``shard_size``.
+        """
+        if not self.cuts(OPTIMIZER_STATE, stage):
+            return Mesh(ranks, 1)
+        shards = shard_size or ranks
+        if ranks % shards:
+            raise InputError(f"shard_size {shards} does not divide {_ranks(ranks)}; use {_sizes_near(shards, ranks)}")
+        if self.replicates_shards:
+            return Mesh(ranks // shards, shards)
+        return Mesh(1, ranks, shards if shards < ranks else 0)
 
     def launch(self, gpus: int, machines: int = 1) -> list[str]:
         """The first words of the command that runs a script on a machine's ranks: the launcher and its options."""
@@ -113,15 +143,31 @@ class BackendSpec:
         """Refuse a mesh that the backend cannot run.
 
         Raises:
-            InputError: a backend of one process gets several ranks, or there are several replicas of several shards.
+            InputError: a backend of one process gets several ranks, or one without such a layout several replicas of
+                several shards.
         """
         if self.one_process and mesh.ranks > 1:
             others = " or ".join(f"--backend {spec.name}" for spec in BACKENDS.values() if not spec.one_process)
             raise InputError(f"backend {self.name} runs in one process, not {mesh.ranks}; use {others}")
-        if mesh.replicas > 1 and mesh.shards > 1:
+        if mesh.replicas > 1 and mesh.shards > 1 and not self.replicates_shards:
             raise InputError(
                 f"backend {self.name} cannot run {mesh.replicas} replicas of {mesh.shards} shards; use one replica"
             )
+
+    def check_shard_size(self, shard_size: int | None, stage: int, offload: str) -> None:
+        """Refuse ``shard_size`` at a stage or with an offload that does not have it.
+
+        Raises:
+            InputError: the backend does not have it there; the message says what to use.
+        """
+        if shard_size is None or (stage in self.shard_size_stages and offload in self.shard_size_offloads):
+            return
+        if not self.shard_size_stages:
+            others = " or ".join(spec.name for spec in BACKENDS.values() if spec.shard_size_stages)
+            raise InputError(
+                f"shard_size {shard_size} needs backend {others}, not {self.name}; or use --shard_size none"
+            )
+        raise InputError(f"shard_size {shard_size}: {self.name} {self.shard_size_rule}; or use --shard_size none")
 
     def check_offload(self, offload: str, stage: int) -> None:
         """Refuse an offload that the backend does not have at a stage.
@@ -148,6 +194,9 @@ FSDP = BackendSpec(
     cut_from={OPTIMIZER_STATE: 1, GRADIENTS: 2, WEIGHTS: 2},
     offloads={"all": (3,)},
     offload_rule="offloads parameters and optimizer state together, at stage 3: use --offload all --zero_stage 3",
+    replicates_shards=True,
+    shard_size_stages=(2, 3),
+    shard_size_rule="cuts states at stages 2 and 3 only: use --zero_stage 2 or 3",
 )
 
 DEEPSPEED = BackendSpec(
@@ -161,12 +210,29 @@ DEEPSPEED = BackendSpec(
         "offloads the optimizer's state from stage 1 on, and parameters at stage 3 only: use --offload optimizer with "
         "--zero_stage 1, 2 or 3, or --offload all with --zero_stage 3"
     ),
+    shard_size_stages=(3,),
+    shard_size_offloads=("none", "optimizer"),
+    shard_size_rule=(
+        "keeps a second copy of the weights on the device, at stage 3 (ZeRO++'s hpZ): use --zero_stage 3 with --offload none "
+        "or optimizer, or --backend fsdp"
+    ),
     launcher="deepspeed",
     package="deepspeed",
 )
 
 BACKENDS = {spec.name: spec for spec in (PLAIN, FSDP, DEEPSPEED)}
 """Name → the specification of the backend, the simplest first."""
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'s' if count > 1 else ''}"
+
+
+def _sizes_near(shards: int, ranks: int) -> str:
+    """The values of ``shard_size`` to use instead of one that does not divide the ranks, in words."""
+    sizes = [size for size in range(2, ranks + 1) if ranks % size == 0]
+    near = [*[size for size in sizes if size < shards][-1:], *[size for size in sizes if size > shards][:1]]
+    return " or ".join([*map(str, near), "none (all ranks)"])
 
 
 def backend_help() -> str:

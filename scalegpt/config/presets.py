@@ -217,12 +217,12 @@ def _with_vocab_word(values: Values) -> Values:
 def _without_overridden_layout(file: Values, flags: Values) -> Values:
     """The file's values without the layout settings that the flags make invalid.
 
-    A flag for the stage or the offload drops the DeepSpeed file. A flag for another backend also drops the stage and
-    the offload.
+    A flag for the stage or the offload drops the DeepSpeed file. A flag for another backend also drops the
+    stage, the offload and the shard size.
     """
     dropped = {"ds_config"} if flags.keys() & {"zero_stage", "offload"} else set()
     if "backend" in flags and flags["backend"] != file.get("backend"):
-        dropped = {"zero_stage", "ds_config", "offload"}
+        dropped = {"zero_stage", "ds_config", "offload", "shard_size"}
     return {key: value for key, value in file.items() if key not in dropped}
 
 

@@ -28,7 +28,7 @@ class ParallelConfig(Section):
     """The backend, what it shards, and what it keeps in host memory.
 
     Raises:
-        InputError: the backend does not have the stage, or does not have the offload at that stage.
+        InputError: the backend does not have the stage, or does not have the offload or ``shard_size`` at that stage.
     """
 
     backend: str = setting(PLAIN.name, backend_help(), choices=tuple(BACKENDS))
@@ -39,16 +39,24 @@ class ParallelConfig(Section):
         "needed to fit",
         choices=OFFLOADS,
     )
+    shard_size: int | None = setting(
+        None,
+        "ranks among which the states are cut; more ranks are replicas of them; none: all ranks (deepspeed 3: ranks of a "
+        "second copy of the weights)",
+        minimum=2,
+        maximum=1 << 20,
+    )
     ds_config: str | None = setting(
         None, "DeepSpeed configuration: a file in ds_configs/ or a path; none: the stage's own", is_path=True
     )
 
     def check(self) -> None:
-        """Refuse a stage, an offload or a DeepSpeed file that the backend does not have."""
+        """Refuse a stage, an offload, a shard size or a DeepSpeed file that the backend does not have."""
         if self.stage not in self.spec.stages:
             offered = ", ".join(map(str, self.spec.stages))
             raise InputError(f"zero_stage {self.stage} does not exist for backend {self.backend}; it has {offered}")
         self.spec.check_offload(self.offload, self.stage)
+        self.spec.check_shard_size(self.shard_size, self.stage, self.offload)
         if self.ds_config is not None and self.spec is not DEEPSPEED:
             raise InputError(f"ds_config {self.ds_config!r} needs backend deepspeed, not {self.backend}")
 
@@ -63,12 +71,22 @@ class ParallelConfig(Section):
         return self.spec.default_stage if self.zero_stage is None else self.zero_stage
 
     def mesh(self, ranks: int) -> Mesh:
-        """The mesh of replicas and shards over this number of data-parallel ranks."""
-        return self.spec.mesh(self.stage, ranks)
+        """The mesh of replicas and shards over this number of data-parallel ranks.
+
+        Raises:
+            InputError: the number of ranks is not a multiple of ``shard_size``.
+        """
+        return self.spec.mesh(self.stage, ranks, self.shard_size)
 
     def label(self, before_stage: str = "stage ") -> str:
-        """Backend and stage in words, for example ``fsdp stage 2``; ``before_stage`` is the text before the number."""
-        return f"{self.backend} {before_stage}{self.stage}" if self.spec.has_stages else self.backend
+        """Backend, stage and shard size in words, for example ``fsdp stage 2``.
+
+        ``before_stage`` is the text before the stage's number.
+        """
+        if not self.spec.has_stages:
+            return self.backend
+        size = "" if self.shard_size is None else f", shard size {self.shard_size}"
+        return f"{self.backend} {before_stage}{self.stage}{size}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from scalegpt.hardware import nvml, rocm
 from scalegpt.hardware.devices import Device, FoundGpus
 from scalegpt.hardware.gpus import CPU_CAPABILITY, GB, GIB, Card
 from scalegpt.hardware.machine import FOUND, GIVEN, Machine
+from scalegpt.hardware.networks import Network
 from scalegpt.hardware.processor import Kept, Processor, kept
 from scalegpt.system.cores import ROOT, available_bytes, usable_cores
 
@@ -48,6 +49,7 @@ def machine_at_hand(
         return cpu_machine(settings, torch=torch, root=root, notes=found.notes)
     gpus = settings.gpus or len(found.devices)
     host, source = _host(settings, available_bytes(root))
+    network = Network.of(settings)
     devices = found.devices[:gpus]
     smallest = min(devices, key=_size)
     card = smallest.card
@@ -66,7 +68,9 @@ def machine_at_hand(
         host_bytes=host,
         host_source=source,
         cores=usable_cores(root),
-        network_gbps=settings.network_gbps,
+        network_gbps=network.gbps,
+        network_kind=network.kind,
+        price_per_gpu_hour=settings.price_per_gpu_hour,
         notes=(*found.notes, *_notes(found, devices, smallest, gpus)),
     )
 
@@ -105,7 +109,7 @@ def cpu_machine(
     """
     ranks, cores = settings.gpus or 1, usable_cores(root)
     memory, source = _host(settings, available_bytes(root) + held)
-    card = cpu_card(cores, memory, ranks)
+    card, network = cpu_card(cores, memory, ranks), Network.of(settings)
     rates = kept(Processor.here(torch)) if torch is not None and root == ROOT else Kept()
     usable = card.usable_bytes if settings.memory_gb is None else int(settings.memory_gb * GB)
     if usable > card.usable_bytes:
@@ -127,7 +131,9 @@ def cpu_machine(
         host_bytes=memory,
         host_source=source,
         cores=cores,
-        network_gbps=settings.network_gbps,
+        network_gbps=network.gbps,
+        network_kind=network.kind,
+        price_per_gpu_hour=settings.price_per_gpu_hour,
         measured=rates.measured,
         notes=(*notes, *_rate_notes(rates)),
     )

@@ -10,6 +10,7 @@ from scalegpt.config.machine import CPU, MachineConfig
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpu_words import named_gpus
 from scalegpt.hardware.gpus import GB, Card, Link, find_card_and_note, is_known
+from scalegpt.hardware.networks import Network
 from scalegpt.hardware.processor import Measured
 
 HOST_PER_CARD, HOST_LEAST, HOST_MOST = 2, 64 * GB, 2048 * GB
@@ -51,6 +52,8 @@ class Machine:
         keeps_freed_memory: whether a process on a CPU keeps freed memory for reuse, which is faster but takes more memory.
         cores: CPU cores of one machine that a run may use; None: not known.
         network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
+        network_kind: the kind of that network, see :mod:`scalegpt.hardware.networks`; None: not known.
+        price_per_gpu_hour: price of one card for one hour that the settings give; None: not given.
         measured: the measured rates of the processor, for a run on a CPU; None: not measured.
         notes: remarks for the user, a line each, for example on memory that other processes hold, or on mixed cards.
     """
@@ -71,6 +74,8 @@ class Machine:
     keeps_freed_memory: bool = True
     cores: int | None = None
     network_gbps: float | None = None
+    network_kind: str | None = None
+    price_per_gpu_hour: float | None = None
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
 
@@ -79,7 +84,7 @@ class Machine:
         """The machine that the settings describe, with the catalogue's figures. This machine is not examined.
 
         Raises:
-            InputError: the card is not known, or has less memory than ``memory_gb``.
+            InputError: the card or the network is not known, or the card has less memory than ``memory_gb``.
         """
         card, remark = (None, None) if settings.gpu is None else find_card_and_note(settings.gpu)
         usable = None if card is None else card.usable_bytes
@@ -91,7 +96,7 @@ class Machine:
                     f"memory_gb {settings.memory_gb:g}: {card.name} has {usable / GB:.2f} GB; give less, or omit it"
                 )
             usable, name = given, name or f"{settings.memory_gb:g} GB card"
-        gpus = settings.gpus or 1
+        gpus, network = settings.gpus or 1, Network.of(settings)
         host, source = None, None
         if settings.host_memory_gb is not None:
             host, source = int(settings.host_memory_gb * GB), GIVEN
@@ -109,7 +114,9 @@ class Machine:
             host_gbps=None if card is None else card.host_gbps,
             host_bytes=host,
             host_source=source,
-            network_gbps=settings.network_gbps,
+            network_gbps=network.gbps,
+            network_kind=network.kind,
+            price_per_gpu_hour=settings.price_per_gpu_hour,
             notes=(remark,) if remark else (),
         )
 
@@ -142,16 +149,33 @@ class Machine:
         return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
 
     def with_other_card(self, card: Card) -> "Machine":
-        """The same hardware with cards of another kind. Numbers, network, torch and a given host memory are kept."""
+        """The same hardware with cards of another kind. Numbers, network, torch and a given host memory are kept.
+
+        A given price is kept only if no card was named, since it is the price of that card.
+        """
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
-        return replace(built, network_gbps=self.network_gbps, torch=self.torch)
+        price = self.price_per_gpu_hour if self.card is None else None
+        return replace(
+            built,
+            network_gbps=self.network_gbps,
+            network_kind=self.network_kind,
+            price_per_gpu_hour=price,
+            torch=self.torch,
+        )
 
     @property
     def ranks(self) -> int:
         """Number of data-parallel ranks W over all machines: one for each card."""
         return self.gpus * self.nodes
+
+    @property
+    def gpu_price(self) -> float | None:
+        """Price of one card for one hour: as given, else that of the user's own catalogue; None: not known."""
+        if self.price_per_gpu_hour is not None or self.card is None:
+            return self.price_per_gpu_hour
+        return self.card.price_per_gpu_hour
 
 
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:

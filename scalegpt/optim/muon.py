@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
@@ -84,39 +85,46 @@ class Muon(Optimizer):
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, parameter in enumerate(parameters):
             alike[tuple(parameter.shape)].append(number)
-        exchange = exchange_of(parameters[0], self.precision)
+        exchange, group_of_ranks = exchange_of(parameters[0], self.precision)
         for shape, numbers in alike.items():
             rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
             waiting = iter(numbers)
             for count in exchange.rounds(shape, len(numbers)):
                 some = list(islice(waiting, count))
-                whole = orthogonalised(exchange, [updates[number] for number in some], shape)
+                whole = orthogonalised(exchange, [updates[number] for number in some], shape, group_of_ranks)
                 for number, part in zip(some, whole, strict=True):
                     weights[number].add_(part, alpha=-rate)
                 del whole, part
 
 
-def exchange_of(parameter: Tensor, precision: str) -> Exchange:
-    """Find out from one of the matrices how the ranks share them: whole on every rank, or cut over all ranks."""
+def exchange_of(parameter: Tensor, precision: str) -> tuple[Exchange, ProcessGroup | None]:
+    """Find out from one of the matrices how the ranks share them: whole on every rank, or cut over a replica's ranks.
+
+    The second result is the group of the ranks that exchange matrices; None: all ranks.
+    """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    sharded = isinstance(parameter, DTensor) and any(
-        isinstance(placement, Shard) and parameter.device_mesh.size(dimension) > 1
-        for dimension, placement in enumerate(parameter.placements)
-    )
-    return Exchange(Mesh(1, ranks) if sharded else Mesh(ranks, 1), precision)
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        for dimension, placement in enumerate(parameter.placements):
+            if isinstance(placement, Shard) and (shards := mesh.size(dimension)) > 1:
+                return Exchange(Mesh(ranks // shards, shards), precision), mesh.get_group(dimension)
+    return Exchange(Mesh(ranks, 1), precision), None
 
 
 # --- rounds ----------------------------------------------------------------------------------------------------------
 # Tensors are passed on without a variable here: a caller's variable would keep their memory until the callee returns.
 
 
-def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
+def orthogonalised(
+    exchange: Exchange, parts: list[Tensor], shape: Shape, group: ProcessGroup | None = None
+) -> Sequence[Tensor]:
     """Orthogonalise the matrices of one round.
 
     Args:
         exchange: how the ranks share the matrices.
         parts: this rank's part of each matrix in fp32: the whole matrix, or some of its rows.
         shape: the shape of each whole matrix.
+        group: the ranks that exchange them; None: all.
 
     Returns:
         This rank's part of each result, in the dtype of the computation.
@@ -125,7 +133,7 @@ def orthogonalised(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
         return _whole(exchange, parts, shape).unbind(0)
     if exchange.gathers_results:
         return _gathered(exchange, parts, shape)
-    return _redistributed(exchange, parts, shape)
+    return _redistributed(exchange, parts, shape, group)
 
 
 def _whole(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Tensor:
@@ -148,10 +156,12 @@ def _gathered(exchange: Exchange, matrices: list[Tensor], shape: Shape) -> Seque
     return [everyones[number % ranks * share + number // ranks] for number in range(len(matrices))]
 
 
-def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Sequence[Tensor]:
-    """Orthogonalise matrices of which each rank holds at most ⌈m / W⌉ rows.
+def _redistributed(
+    exchange: Exchange, parts: list[Tensor], shape: Shape, group: ProcessGroup | None
+) -> Sequence[Tensor]:
+    """Orthogonalise matrices of which each of a group's S ranks holds at most ⌈m / S⌉ rows.
 
-    Rank i mod W, the owner of matrix i, receives the matrix's rows, orthogonalises the matrix, and sends each rank its
+    Rank i mod S, the owner of matrix i, receives the matrix's rows, orthogonalises the matrix, and sends each rank its
     rows of the result.
     """
     ranks = exchange.ranks
@@ -159,32 +169,36 @@ def _redistributed(exchange: Exchange, parts: list[Tensor], shape: Shape) -> Seq
     shares = [len(range(owner, len(parts), ranks)) for owner in range(ranks)]
     results = _sent_back(
         orthogonalise(
-            _received(exchange, [parts[number] for number in order], shape, shares), DTYPES[exchange.precision]
+            _received(exchange, [parts[number] for number in order], shape, shares, group), DTYPES[exchange.precision]
         ),
         shares,
+        group,
     )
     place = {number: position for position, number in enumerate(order)}
     return [results[place[number], : len(part)] for number, part in enumerate(parts)]
 
 
-def _received(exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int]) -> Tensor:
+def _received(
+    exchange: Exchange, parts: list[Tensor], shape: Shape, shares: list[int], group: ProcessGroup | None
+) -> Tensor:
     """The k matrices [k, m, n] that this rank orthogonalises, with the rows received from all ranks.
 
     ``parts`` has this rank's rows of all matrices, sorted by owner (the rank that orthogonalises the matrix).
     ``shares`` has the number of matrices of each owner.
     """
-    ranks, mine = exchange.ranks, shares[dist.get_rank()]
+    ranks, mine = exchange.ranks, shares[dist.get_rank(group)]
     rows, columns = -(-shape[0] // ranks), shape[1]
     sent = _stacked(parts, (len(parts), rows, columns), _wire(exchange))
     received = sent.new_empty(ranks, mine, rows, columns)
     size = rows * columns
-    dist.all_to_all_single(received.view(-1), sent.view(-1), [mine * size] * ranks, [share * size for share in shares])
+    parts_sent = [share * size for share in shares]
+    dist.all_to_all_single(received.view(-1), sent.view(-1), [mine * size] * ranks, parts_sent, group=group)
     del sent
     return received.transpose(0, 1).reshape(mine, ranks * rows, columns)[:, : shape[0]]
 
 
-def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
-    """This rank's rows [count, ⌈m / W⌉, n] of all results, sorted by owner (the rank that orthogonalised the matrix).
+def _sent_back(whole: Tensor, shares: list[int], group: ProcessGroup | None) -> Tensor:
+    """This rank's rows [count, ⌈m / S⌉, n] of all results, sorted by owner (the rank that orthogonalised the matrix).
 
     ``whole`` has the results made on this rank. ``shares`` has the number of matrices of each owner.
     """
@@ -195,7 +209,8 @@ def _sent_back(whole: Tensor, shares: list[int]) -> Tensor:
     whole = torch.unflatten(whole, 1, (ranks, rows)).transpose(0, 1).contiguous()
     results = whole.new_empty(sum(shares), rows, columns)
     size = rows * columns
-    dist.all_to_all_single(results.view(-1), whole.view(-1), [share * size for share in shares], [mine * size] * ranks)
+    parts_received = [share * size for share in shares]
+    dist.all_to_all_single(results.view(-1), whole.view(-1), parts_received, [mine * size] * ranks, group=group)
     return results
 
 

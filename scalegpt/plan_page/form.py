@@ -32,7 +32,8 @@ POLICY = (
 
 _MACHINE = {"gpus": "GPUs in each machine", "nodes": "Machines"}
 _MORE_MACHINE = {
-    "memory_gb": "Memory of a card, GB", "host_memory_gb": "Host memory, GB", "network_gbps": "Network, Gbit/s",
+    "memory_gb": "Memory of a card, GB", "host_memory_gb": "Host memory, GB", "network": "Network, e.g. 8xinfiniband-400g",
+    "network_gbps": "Network, Gbit/s",
     "margin": "Safety margin",
 }  # fmt: skip
 _TRAINING = {

@@ -184,6 +184,7 @@ class Plan:
             "missing_bytes": max(0, self.missing_bytes),
             "backend": parallel.backend,
             "zero_stage": parallel.stage,
+            "shard_size": parallel.shard_size,
             "micro_batch": self.batch.micro_batch,
             "grad_accum": self.batch.grad_accum,
             "tokens_per_step": self.batch.tokens,

@@ -36,6 +36,10 @@ tensor, or the number of positions.
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
+LAYOUT = frozenset({"zero_stage", "offload", "shard_size"})
+"""Settings that not every backend supports."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """The source of settings, before flags.
@@ -66,8 +70,8 @@ class Source:
     def resolved(self, flags: Values, given_in: str) -> RunConfig:
         """The run that the source and flags describe.
 
-        If flags give a ZeRO stage or an offload that the source's backend does not support, but no backend, the run
-        gets another backend, and the planner may choose the backend.
+        If flags give settings of :data:`LAYOUT` that the source's backend does not support, but no backend, the run gets
+        another backend, and the planner may choose the backend.
 
         Raises:
             InputError: no backend supports the flags.
@@ -75,7 +79,7 @@ class Source:
         try:
             return resolve(**self.given, flags=flags, given_in=given_in)
         except InputError:
-            if flags.get("backend", "auto") != "auto" or not flags.keys() & {"zero_stage", "offload"}:
+            if flags.get("backend", "auto") != "auto" or not flags.keys() & LAYOUT:
                 raise
             for backend, spec in BACKENDS.items():
                 for stage in (flags["zero_stage"],) if "zero_stage" in flags else spec.stages:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from backends.canonical import gathered, reader
+from ranks import join_cpu
 from scalegpt.backends import Backend, World, build_model, make_backend
 from scalegpt.config.presets import resolve
 from scalegpt.config.run import RunConfig
@@ -76,7 +77,7 @@ def train(legs: list[dict[str, Any]], shared: dict[str, Any], world: World, step
 
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
-    world = World.join("cpu")
+    world = join_cpu()
     results = {}
     for label, legs in task["layouts"].items():
         results[label] = train(legs, task["shared"], world, task["steps"], task["grad_accum"])

@@ -67,3 +67,17 @@ def test_muons_state_is_one_moment_of_matrices(tmp_path: Path, ranks: int) -> No
 def test_low_precision_copies_follow_exact_masters(tmp_path: Path, precision: str) -> None:
     layouts = {**LAYOUTS, **(OFFLOADED if precision == "bf16" else {})}
     assert_exact(probe(layouts, tmp_path, 2, precision=precision), 1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fewer_shards_than_ranks_hold_the_same_state(tmp_path: Path, precision: str) -> None:
+    """Two replicas of two shards; and second copies of weights, which must not outlive the weights."""
+    sized = {
+        name: {**{**LAYOUTS, **OFFLOADED}[name], "shard_size": 2}
+        for name in ("fsdp-2", "fsdp-3", "fsdp-3 offloaded", "deepspeed-3", "deepspeed-3 offloaded")
+    }
+    whole = {"whole": LAYOUTS["fsdp-3"]}
+    results = probe({**sized, **whole}, tmp_path, 4, precision=precision)
+    assert_exact(results, 1e-6 if precision == "fp32" else 1e-2)
+    assert len({result["expected"] for result in results.values()}) == 1

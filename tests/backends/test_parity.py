@@ -148,6 +148,63 @@ def test_muons_state_moves_between_layouts(tmp_path: Path) -> None:
         assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
 
 
+REPLICATED: dict[str, dict[str, Any]] = {
+    f"2 x 2 at stage {stage}": {"backend": "fsdp", "zero_stage": stage, "shard_size": 2} for stage in (2, 3)
+}
+"""Two replicas of two shards each (HSDP)."""
+
+
+SECOND_COPY = {"backend": "deepspeed", "zero_stage": 3, "shard_size": 2}
+"""States cut over all ranks, and a second copy of the weights over every two (ZeRO++'s hpZ)."""
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_second_copies_of_weights_change_nothing(tmp_path: Path, precision: str, tolerance: float) -> None:
+    """Also after weights are loaded over those from which the copies were made."""
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]
+    layouts = {
+        "copies": [SECOND_COPY],
+        "offloaded": [{**SECOND_COPY, "offload": "optimizer", "recompute": "full"}],
+        "from fsdp": [REPLICATED["2 x 2 at stage 3"], SECOND_COPY],
+        "and back": [SECOND_COPY, LAYOUTS["deepspeed-3"]],
+    }
+    for name, result in run(layouts, tmp_path / "four", 4, precision=precision).items():
+        assert_equal_runs(result, plain, tolerance)
+        assert worst(result["norms"], plain["norms"]) <= 10 * tolerance, name
+        assert worst(result["sizes"], plain["sizes"]) <= 10 * tolerance, name
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2), ("fp16", 1e-2)])
+def test_replicas_of_shards_follow_one_plain_process(tmp_path: Path, precision: str, tolerance: float) -> None:
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]
+    offloaded = {**REPLICATED["2 x 2 at stage 3"], "offload": "all"}
+    layouts = {**REPLICATED, "offloaded": offloaded, "one replica": LAYOUTS["fsdp-3"]}
+    results = run({name: [flags] for name, flags in layouts.items()}, tmp_path / "four", 4, precision=precision)
+    for name in layouts:
+        assert_equal_runs(results[name], plain, tolerance)
+        assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
+
+
+def test_replicas_of_shards_read_every_layouts_state_and_are_read(tmp_path: Path) -> None:
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1)["plain"]
+    way = ("2 x 2 at stage 2", "fsdp-3", "2 x 2 at stage 3", "deepspeed-3", "2 x 2 at stage 2", "deepspeed-1")
+    known = LAYOUTS | REPLICATED
+    layouts = {f"{a} to {b}": [known[a], known[b]] for a, b in pairwise((*way, "2 x 2 at stage 3", "fsdp-0"))}
+    for name, result in run(layouts, tmp_path / "four", 4, precision="fp32").items():
+        assert_equal_runs(result, plain, 1e-5)
+        assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
+
+
+def test_muon_orthogonalises_in_each_replica(tmp_path: Path) -> None:
+    plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MUON)["plain"]
+    known = LAYOUTS | REPLICATED
+    layouts = {name: [flags] for name, flags in REPLICATED.items()}
+    layouts |= {f"{a} to {b}": [known[a], known[b]] for a, b in pairwise(("fsdp-0", *REPLICATED, "fsdp-3"))}
+    for name, result in run(layouts, tmp_path / "four", 4, precision="fp32", **MUON).items():
+        assert_equal_runs(result, plain, 1e-4)
+        assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
+
+
 LION = {"optimizer": "lion", "learning_rate": 1e-3}
 
 

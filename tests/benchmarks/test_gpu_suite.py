@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from benchmarks.gpu_suite import rows_within
+from benchmarks.gpu_wheels import FETCHED, ON_THE_MACHINE
 from benchmarks.suite import child as child_module
 from benchmarks.suite.child import ChildGoneError, Runner
 from benchmarks.suite.report import errors, markdown, said, share_of_largest, verdicts
@@ -111,6 +114,12 @@ def test_nothing_of_a_row_stays_in_the_process() -> None:
     assert second <= first < 2**20
 
 
+def test_the_wheels_include_every_dependency_that_the_suite_may_import() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {Requirement(each).name for each in declared}
+    assert names - {"shtab"} <= {*FETCHED, *ON_THE_MACHINE}  # only `scalegpt completion` imports shtab
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,14 +146,19 @@ def test_rows_are_valid_configurations_and_none_comes_twice(part: str, card: str
             assert run.parallel.backend == row.flags.get("backend", "plain")
 
 
-def test_plan_has_what_issue_22_asks_for_and_room_for_two_modern_shapes() -> None:
+def test_plan_has_every_backend_eager_and_compiled_and_two_modern_blocks() -> None:
     rows = all_rows("plan")
-    assert len(rows) == 22
+    assert len(rows) == 24
     assert len({row.preset for row in rows}) == 5
     assert {(row.flags["backend"], row.flags["compile"]) for row in rows} == {
         (backend, compiled) for backend in ("plain", "fsdp", "deepspeed") for compiled in ("off", "on")
     }
     assert all(row.predicted["total_bytes"] > row.predicted["peak_bytes"] for row in rows)
+    modern = [settings(row.preset, row.flags).model for row in rows if "position" in row.flags]
+    assert [(model.activation, model.parallel_block, model.kv_heads) for model in modern] == [
+        ("swiglu", False, 2),
+        ("gelu", True, 12),
+    ]
 
 
 def test_speed_profiles_the_best_and_times_the_same_tokens() -> None:

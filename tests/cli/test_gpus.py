@@ -135,6 +135,7 @@ def test_a_plan_uses_the_detected_gpus(machine: Any, printed: Any) -> None:
     assert found["gpu"].pop("host_source") == "found"
     assert found["gpu"] == {
         "name": "NVIDIA A100-SXM4-40GB", "usable_bytes": (40960 - 512) * 2**20, "count": 2, "nodes": 1,
+        "network_gbps": None, "network_kind": None,
     }  # fmt: skip
     assert found["notes"] == []
     assert "planned for 8 GPUs, but this machine has 2" in printed("plan --preset tiny --backend fsdp --gpus 8")

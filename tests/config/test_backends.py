@@ -35,13 +35,64 @@ def test_meshes_that_no_backend_runs_are_refused() -> None:
     for mesh in (Mesh(1, 1), Mesh(8, 1), Mesh(1, 8)):
         FSDP.check_mesh(mesh)
         DEEPSPEED.check_mesh(mesh)
-    for spec in (FSDP, DEEPSPEED):
-        with pytest.raises(InputError, match=f"backend {spec.name} cannot run 2 replicas of 4 shards; use one replica"):
-            spec.check_mesh(Mesh(2, 4))
+    FSDP.check_mesh(Mesh(2, 4))
+    with pytest.raises(InputError, match="backend deepspeed cannot run 2 replicas of 4 shards; use one replica"):
+        DEEPSPEED.check_mesh(Mesh(2, 4))
     with pytest.raises(
         InputError, match="backend plain runs in one process, not 2; use --backend fsdp or --backend deepspeed"
     ):
         PLAIN.check_mesh(Mesh(2, 1))
+
+
+@pytest.mark.parametrize("stage", FSDP.shard_size_stages)
+def test_a_shard_size_makes_the_other_ranks_replicas(stage: int) -> None:
+    parallel = ParallelConfig(backend="fsdp", zero_stage=stage, shard_size=4)
+    assert [parallel.mesh(ranks) for ranks in (4, 8, 1024)] == [Mesh(1, 4), Mesh(2, 4), Mesh(256, 4)]
+    assert parallel.label() == f"fsdp stage {stage}, shard size 4"
+
+
+def test_deepspeeds_shard_size_is_that_of_a_second_copy() -> None:
+    parallel = ParallelConfig(backend="deepspeed", zero_stage=3, shard_size=4)
+    assert [parallel.mesh(ranks) for ranks in (4, 8)] == [Mesh(1, 4), Mesh(1, 8, 4)]
+    with pytest.raises(InputError, match="on the device, at stage 3"):
+        ParallelConfig(backend="deepspeed", zero_stage=3, shard_size=4, offload="all")
+
+
+@pytest.mark.parametrize(
+    ("shard_size", "ranks", "message"),
+    [
+        (3, 8, "shard_size 3 does not divide 8 ranks; use 2 or 4 or none \\(all ranks\\)"),
+        (5, 9, "use 3 or 9 or none"),
+        (16, 8, "use 8 or none"),
+        (2, 7, "use 7 or none"),
+        (2, 1, "shard_size 2 does not divide 1 rank; use none"),
+    ],
+)
+def test_a_shard_size_that_does_not_divide_the_ranks_is_refused(shard_size: int, ranks: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ParallelConfig(backend="fsdp", shard_size=shard_size).mesh(ranks)
+
+
+@pytest.mark.parametrize(
+    ("backend", "stage", "message"),
+    [
+        ("plain", 0, "shard_size 8 needs backend fsdp or deepspeed, not plain; or use --shard_size none"),
+        (
+            "fsdp",
+            0,
+            "shard_size 8: fsdp cuts states at stages 2 and 3 only: use --zero_stage 2 or 3; or use --shard_size",
+        ),
+        ("deepspeed", 1, "shard_size 8: deepspeed keeps a second copy of the weights on the device, at stage 3"),
+        (
+            "deepspeed",
+            2,
+            "use --zero_stage 3 with --offload none or optimizer, or --backend fsdp; or use --shard_size none",
+        ),
+    ],
+)
+def test_shard_sizes_that_a_stage_lacks_are_refused(backend: str, stage: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ParallelConfig(backend=backend, zero_stage=stage, shard_size=8)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ranks import join_cpu
 from scalegpt.backends import World, build_model, make_backend
 from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
 from scalegpt.config.presets import resolve
@@ -190,7 +191,7 @@ def let_go_of_what_was_reduced() -> None:
 
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
-    world = World.join("cpu")
+    world = join_cpu()
     let_go_of_what_was_reduced()
     results: dict[str, Any] = {}
     linear = torch.nn.functional.linear

@@ -64,6 +64,8 @@ def draw(number: int) -> Case:
     flags["qk_norm"] = pick((False, True))
     if flags["attention"] not in ("flash", "cudnn"):
         flags["packing"] = pick(("contiguous", "documents"))
+    if stage > 1 and ranks > 1:
+        flags["shard_size"] = pick((None, 2, ranks // 2))
     if unfit(flags["attention"], resolve(flags=flags)):
         flags["attention"] = "auto"
     label = " ".join(f"{key}={value}" for key, value in flags.items()) + f" ranks={ranks} accum={grad_accum}"

@@ -1,4 +1,4 @@
-"""What DeepSpeed really holds, held against the ledger: real steps of two ranks, every storage followed.
+"""What DeepSpeed really holds, held against the ledger: real steps of two or four ranks, every storage followed.
 
 The ranks run on CPUs with gloo. What that changes is said here, and nowhere in the ledger:
 
@@ -9,7 +9,7 @@ The ranks run on CPUs with gloo. What that changes is said here, and nowhere in 
   and moments, and the buffers that DeepSpeed makes with ``device="cpu"`` (see ``mark_states`` in the worker). They are
   compared with ``host_bytes`` and are not part of the device's figures. Copies from one to the other do not happen.
 
-Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of fifteen configurations.
+Each figure is that of the fullest rank. ``SCALEGPT_ORACLE=all`` takes the whole matrix instead of a few configurations.
 """
 
 import os
@@ -36,7 +36,6 @@ from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, WEIGHTS, rounded
 
 pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
-RANKS = 2
 MODEL = {
     "backend": "deepspeed", "n_layer": 5, "n_embd": 128, "n_head": 4, "block_size": 128, "vocab_size": 1500,
     "micro_batch": 2, "dropout": 0.0, "learning_rate": 1e-4,
@@ -68,6 +67,9 @@ FEW = {
     "stage 1, parallel": case(1, precision="fp32", grad_accum=2, **PARALLEL, tie_head=False),
     "stage 2, parallel": case(2, **PARALLEL),
     "stage 3, parallel": case(3, **PARALLEL),
+    "stage 3, second copy": case(3, shard_size=2),
+    "stage 3, second copy, accumulation": case(3, grad_accum=3, shard_size=2, bias=True),
+    "stage 3, second copy, offload": case(3, "optimizer", shard_size=2, tie_head=False, recompute="full"),
 }
 ALL = FEW | {
     f"stage {stage} {precision} {offload} x{grad_accum} {'tied' if tied else 'untied'} {recompute}": case(
@@ -81,14 +83,23 @@ ALL = FEW | {
 CASES = ALL if os.environ.get("SCALEGPT_ORACLE") == "all" else FEW
 
 
+def ranks_of(flags: dict[str, Any]) -> int:
+    """The number of ranks of a case: four if two of them share a second copy of the weights."""
+    return 4 if "shard_size" in flags else 2
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Every rank's figures, by case."""
-    task = {label: {"flags": flags, "grad_accum": grad_accum} for label, (flags, grad_accum) in CASES.items()}
     worker = Path(__file__).with_name("deepspeed_worker.py")
-    figures: dict[str, list[dict[str, Any]]] = run_ranks(
-        worker, RANKS, task, tmp_path_factory.mktemp("ranks"), timeout=1200
-    )
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for ranks in (2, 4):
+        task = {
+            label: {"flags": flags, "grad_accum": grad_accum}
+            for label, (flags, grad_accum) in CASES.items()
+            if ranks_of(flags) == ranks
+        }
+        figures |= run_ranks(worker, ranks, task, tmp_path_factory.mktemp("ranks"), timeout=1200)
     return figures
 
 
@@ -97,13 +108,15 @@ class Played:
 
     def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
         run: RunConfig = resolve(flags=flags)
+        ranks = ranks_of(flags)
         kernel = attention_kernel(run)
-        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=RANKS, on_cuda=False)
-        step = make_step(run, mesh=run.parallel.mesh(RANKS), grad_accum=grad_accum, kernel=kernel, settings=settings)
+        settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=ranks, on_cuda=False)
+        step = make_step(run, mesh=run.parallel.mesh(ranks), grad_accum=grad_accum, kernel=kernel, settings=settings)
         assert isinstance(step, ShardedStep)
         step.copies_between = False
         if isinstance(step, Stage3):
-            step.plan = schedule(replace(step.gathering, on_host=False))
+            step.gathering = replace(step.gathering, on_host=False)
+            step.plan = schedule(step.gathering)
         patch.setattr(kernels, "attention_backward", lambda _kernel, _heads: ())
         patch.setattr(layers, "STATISTICS", 4 if run.model.norm == "rmsnorm" else step.compute)
         uncached = block_program.__wrapped__

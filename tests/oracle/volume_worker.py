@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backends.parity_worker import make
+from ranks import join_cpu
 from scalegpt.backends import World
 from scalegpt.config.presets import resolve
 
@@ -24,13 +26,13 @@ KINDS = {
     "_allgather_base_": ("all_gather", 0), "allgather_": ("all_gather", 0),
     "allgather_into_tensor_coalesced_": ("all_gather", 0),
     "_reduce_scatter_base_": ("reduce_scatter", 1), "reduce_scatter_": ("reduce_scatter", 1),
-    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),
+    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1), "alltoall_base_": ("all_to_all", 0),
 }  # fmt: skip
 """Operator → what it is, and which argument holds the whole of it."""
 
 
 class Count(TorchDispatchMode):
-    """Bytes of what is gathered or reduced, whole."""
+    """Bytes of what is gathered, reduced or exchanged, whole, by kind and by the ranks that take part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,8 +44,17 @@ class Count(TorchDispatchMode):
             kind, place = KINDS.get(name, (name, 0))
             size = sum(each.nbytes for each in tree_leaves(args[place]) if isinstance(each, Tensor))
             if size > SMALL:
-                self.bytes[kind] += size
+                ranks = ranks_of(args)
+                self.bytes[f"{kind} {ranks}"] += size * (len(ranks) if kind == "all_to_all" else 1)
         return func(*args, **(kwargs or {}))
+
+
+def ranks_of(args: Any) -> list[int]:
+    """The ranks of the group that a collective was called with."""
+    for each in args:
+        if isinstance(each, torch.ScriptObject) and "ProcessGroup" in str(each._type()):
+            return dist.get_process_group_ranks(dist.ProcessGroup.unbox(each))
+    raise AssertionError("a collective without a process group")
 
 
 def count(flags: dict[str, Any], grad_accum: int, world: World) -> dict[str, int]:
@@ -63,7 +74,7 @@ def count(flags: dict[str, Any], grad_accum: int, world: World) -> dict[str, int
 
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
-    world = World.join("cpu")
+    world = join_cpu()
     results: dict[str, Any] = {}
     linear = torch.nn.functional.linear
     for label, case in task.items():

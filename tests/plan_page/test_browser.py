@@ -57,7 +57,8 @@ CHOICES = {
     "backend": ("auto", "plain", "fsdp", "deepspeed"), "zero_stage": ("0", "2", "3"), "offload": ("none", "optimizer"),
     "micro_batch": ("1", "4", "6"), "recompute": ("none", "selective", "full"), "loss": ("full", "chunked"),
     "precision": ("bf16", "fp32"), "optimizer": ("muon", "lion"), "max_tokens": ("5e9", "1_000_000"),
-    "tokens_per_step": ("524288", "49152"), "host_memory_gb": ("128",), "network_gbps": ("100",), "margin": ("0.1",),
+    "tokens_per_step": ("524288", "49152"), "host_memory_gb": ("128",), "network_gbps": ("100",),
+    "network": ("8xroce-100g", "400"), "margin": ("0.1",),
     "n_layer": ("12", "0"), "n_embd": ("512", "999"), "memory_gb": ("8", "1"),
 }  # fmt: skip
 

@@ -8,7 +8,17 @@ import pytest
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import RunConfig
 from scalegpt.config.presets import resolve
-from scalegpt.planner.time.communication import EXPOSED, Collective, collectives, sent_bytes
+from scalegpt.planner.time.communication import (
+    ALL,
+    EVERY,
+    EXPOSED,
+    LAST,
+    REPLICAS,
+    SHARDS,
+    Collective,
+    collectives,
+    sent_bytes,
+)
 
 L, H, V, T = 24, 256, 512, 64
 """All rows are multiples of 64, so that nothing is padded; 64 ranks divide every tensor."""
@@ -123,6 +133,45 @@ def test_stage_1_reduces_behind_the_backward_pass_unless_in_bf16_on_the_card() -
 
     assert reduced_behind(precision="bf16") == EXPOSED
     assert reduced_behind(precision="fp16") == reduced_behind(precision="bf16", offload="optimizer") != EXPOSED
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_replicas_exchange_nothing_but_their_shards_gradients_once_a_step(stage: int) -> None:
+    alone, replicated = collectives_of(made("fsdp", stage), 8), collectives_of(made("fsdp", stage, shard_size=8), 64)
+    assert [each._replace(over=ALL) for each in replicated if each.over == SHARDS] == list(alone)
+    (between,) = (each for each in replicated if each.over == REPLICAS)
+    assert (between.kind, between.ranks, between.size) == ("all_reduce", 8, 4 * PARAMETERS // 8)
+    assert between.when == LAST
+
+
+def test_offloaded_gradients_are_summed_over_replicas_in_every_micro_step() -> None:
+    run = made("fsdp", 3, shard_size=8, offload="all")
+    assert [each.when for each in collectives_of(run, 64) if each.over == REPLICAS] == [EVERY]
+
+
+def test_muon_stays_inside_a_replica() -> None:
+    sends = [
+        each
+        for each in collectives_of(made("fsdp", 3, optimizer="muon", shard_size=4), 64)
+        if each.kind == "all_to_all"
+    ]
+    assert {(each.ranks, each.over) for each in sends} == {(4, SHARDS)}
+
+
+def test_a_second_copy_leaves_one_gathering_over_all_ranks_in_a_step() -> None:
+    run, alone = made("deepspeed", 3, shard_size=8), made("deepspeed", 3)
+
+    def gathered(run: RunConfig, over: str, grad_accum: int) -> int:
+        return sum(
+            each.size * each.times(grad_accum)
+            for each in collectives_of(run, 64)
+            if (each.kind, each.over, each.behind == EXPOSED) == ("all_gather", over, False)
+        )
+
+    once = 4 * (PARAMETERS - VECTORS)
+    for grad_accum in (1, 2, 7):
+        assert gathered(run, ALL, grad_accum) == once
+        assert gathered(run, SHARDS, grad_accum) == gathered(alone, ALL, grad_accum) - once
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

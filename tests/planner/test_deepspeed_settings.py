@@ -288,7 +288,7 @@ def test_what_writes_elsewhere_is_refused_by_name_unless_it_is_off(key: str, own
         ({"fp16": {"loss_scale": 128}}, "fp16.loss_scale must be 0, not 128"),
         ({"zero_optimization": {"contiguous_gradients": False}}, "zero_optimization.contiguous_gradients must be true"),
         ({"zero_optimization": {"reduce_scatter": False}}, "must be true, not false"),
-        ({"zero_optimization": {"zero_hpz_partition_size": 8}}, "must be 1, not 8"),
+        ({"zero_optimization": {"zero_hpz_partition_size": 0}}, "must be a whole number of at least 1, not 0"),
         ({"zero_optimization": {"zero_quantized_gradients": True}}, "must be false"),
         ({"zero_optimization": {"cpu_offload": True}}, "cpu_offload is not accepted: use --offload"),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zenflow is not accepted: the plan does not model"),

@@ -10,6 +10,10 @@ Four choices make it agree with the other backends:
 - The optimizer is torch's, fused, so that nothing is compiled at first use and all backends share one arithmetic. Muon
   is ScaleGPT's own, and works only at stage 0: from stage 1 on, DeepSpeed's optimizers hold flat parts of groups
   instead of matrices.
+
+With ``shard_size`` stage 3 keeps a second copy of the weights, cut among fewer ranks (ZeRO++'s hpZ). DeepSpeed makes it when
+a weight that was gathered over all ranks is first released. From then on the weight is gathered from the copy, until the
+update. :meth:`DeepSpeedBackend.refresh` drops the copies, since they were made from the weights before.
 """
 
 import logging
@@ -210,6 +214,7 @@ class DeepSpeedBackend(Backend):
             wrapper.update_lp_params()
         else:
             wrapper._partition_all_parameters()
+            wrapper.invalidate_secondary_tensor()
             for group in range(len(wrapper.fp32_partitioned_groups_flat)):
                 wrapper._reassign_or_swap_out_partitioned_parameters(group)
             kept = wrapper.persistent_parameters  # small tensors, whole on every rank
@@ -270,6 +275,8 @@ def _initialize(
     Raises:
         InputError: DeepSpeed refuses the settings, by an assertion or an error of its own checks.
     """
+    # DeepSpeed makes hpZ's groups for the whole process, and refuses to make them again for another engine.
+    deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
     try:
         engine, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     except (AssertionError, ValueError, NotImplementedError) as error:

@@ -16,6 +16,10 @@ rank's shard may hold padding.
   and a pinned allocation is a power of two. To gather a group, its fp32 shards are copied to the device one by one and cast.
   The casts live until the gather's buffer is filled. The fp32 shard of a group's reduced gradients goes to the host before
   the next group's is made.
+- With replicas of several shards (HSDP) a group's reduced shard is all-reduced over the replicas. FSDP2 keeps it until the
+  backward pass has ended (``AllReduceState``); without offload it is the gradient itself. At stage 3 only the last micro
+  step all-reduces. Until then FSDP2 adds up each replica's shards (``_partial_reduce_output``), which take the gradients'
+  place. With offload every micro step all-reduces.
 """
 
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from scalegpt.architecture.parameters import Shape
-from scalegpt.config import RunConfig
+from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.backends import Mesh
 from scalegpt.planner.memory.states import state_bytes
 from scalegpt.planner.memory.step import Step
@@ -41,6 +45,11 @@ from scalegpt.units import BYTES
 
 REDUCE_DTYPE = "fp32"
 """The dtype in which gradients are reduced and added up. The backend and the trace use this constant too."""
+
+
+def reduces_over_replicas(parallel: ParallelConfig, *, last: bool) -> bool:
+    """Whether stage 3 all-reduces gradients over the replicas in a micro step; ``last`` says that it is the step's last."""
+    return last or parallel.offload == "all"
 
 
 def padded(shape: Shape, shards: int) -> int:
@@ -109,13 +118,14 @@ class FSDPStep(Step):
         super().__init__(run, mesh, grad_accum, kernel)
         self.stage = run.parallel.stage
         self.offloads = run.parallel.offload == "all"
+        self.replicas = mesh.replicas
         if self.stage == 3:
             self.micro_steps = min(grad_accum, 2)  # each micro step reduces, so the second stands for all later ones
         self.reduce = BYTES[REDUCE_DTYPE]
         self.block_group = Group.of(self.parameters.block, self.shards, self.compute, self.reduce)
         self.root_group = Group.of(self.parameters.root, self.shards, self.compute, self.reduce)
         self.buffered = self.reducing = 0  # bytes of the gather's and the reduction's buffer that still live
-        self.held_parts = 0  # at stage 0, bytes of reduced gradients that have been cast to fp32 and still live
+        self.held_parts = 0  # with replicas, bytes of reduced gradients that live until the backward pass ends
         self.stays_gathered = False  # at stage 2, whether the micro step before left the weights gathered
 
     def _part(self, shape: Shape) -> int:
@@ -271,12 +281,15 @@ class FSDPStep(Step):
         t.drop(GRADIENTS, mine)
         t.hold(REDUCE_BUFFERS, group.part)
         t.hold(GRADIENTS, group.shard)
-        if self.stage == 0:
+        if self.replicas > 1:
             self.held_parts += group.part
         else:
             t.drop(REDUCE_BUFFERS, group.part)
         if self.offloads or (self.stage == 3 and self.has_gradients):
             t.drop(GRADIENTS, group.shard)
+        if self.offloads and self.replicas > 1:
+            t.hold(REDUCE_BUFFERS, group.shard)
+            self.held_parts += group.shard
 
     def _optimizer_step(self) -> None:
         """Simulate the gradient norm and the update; with offload both run in host memory."""

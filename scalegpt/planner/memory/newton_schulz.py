@@ -14,7 +14,8 @@ number of the first R is the square of X's, which needs fp32. The Gram form is t
 Matrices of one shape are orthogonalised together, in rounds. Over several ranks the matrices of a round are assigned to the
 ranks in turn, and a matrix's owner holds it whole (:mod:`scalegpt.optim.muon` is the code that is counted here). If ranks are
 replicas (stage 0), each orthogonalises the matrices that it owns, and all gather the results. If ranks are shards (FSDP2's
-stages 2 and 3), each sends its rows of a matrix to the owner, and gets these rows of the result back.
+stages 2 and 3), each sends its rows of a matrix to the owner, and gets these rows of the result back. Replicas of several
+shards each do this by themselves, so nothing crosses the links between replicas.
 """
 
 from collections.abc import Iterator
@@ -81,13 +82,13 @@ class Exchange:
 
     @property
     def ranks(self) -> int:
-        """W, the number of ranks among which the matrices of a round are divided."""
-        return self.mesh.ranks
+        """The number of ranks among which the matrices of a round are divided: a replica's shards, or all replicas."""
+        return self.mesh.shards if self.mesh.shards > 1 else self.mesh.replicas
 
     @property
     def gathers_results(self) -> bool:
-        """Whether ranks are replicas. Each then needs the results of all matrices."""
-        return self.mesh.replicas > 1
+        """Whether each rank holds whole matrices, and so needs the results of all of them."""
+        return self.mesh.replicas > 1 and self.mesh.shards == 1
 
     def rounds(self, shape: Shape, count: int) -> Iterator[int]:
         """Yield the number of matrices in each round, for ``count`` matrices of one shape."""

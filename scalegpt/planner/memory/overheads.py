@@ -98,7 +98,7 @@ class Overheads:
             fragmentation_share=FRAGMENTATION.value,
             segment=int(SEGMENT.value),
             context=int(_context(capability).value),
-            nccl=int(_nccl(ranks).value) if not run.parallel.spec.one_process else 0,
+            nccl=sum(int(_nccl(size).value) for size in _groups(run, ranks)),
         )
 
     def fragmentation(self, peak: int) -> int:
@@ -149,6 +149,15 @@ def _context(capability: str) -> Figure:
     if capability.startswith("gfx"):
         return CONTEXT["gfx"]
     return CONTEXT[str(min(9, int(float(capability))))]
+
+
+def _groups(run: RunConfig, ranks: int) -> list[int]:
+    """The numbers of ranks of the communicators that a rank has: all ranks; its replica's, its shard's, its second copy's."""
+    if run.parallel.spec.one_process:
+        return []
+    mesh = run.parallel.mesh(ranks)
+    inner = [mesh.shards, mesh.replicas] if min(mesh.shards, mesh.replicas) > 1 else []
+    return [ranks, *inner, *([mesh.copy_over] if mesh.copy_over else [])]
 
 
 def _nccl(ranks: int) -> Figure:

@@ -30,12 +30,15 @@ def layouts(question: Question) -> tuple[ParallelConfig, ...]:
         offloads = (own.offload,) if "offload" not in open_ else OFFLOADS if question.machine.is_gpu else ("none",)
         for stage, offload in itertools.product(stages, offloads):
             layout = _layout(own, backend, stage, offload)
-            if layout is not None and (ranks > 1 or _makes_sense_alone(layout, open_)):
+            if layout is None or ranks % (layout.shard_size or 1):
+                continue
+            if ranks > 1 or _makes_sense_alone(layout, open_):
                 found.append(layout)
     if not found:
         raise InputError(
             f"no backend supports this over {ranks} rank{'s' if ranks > 1 else ''}: zero_stage {own.zero_stage}, "
-            f"offload {own.offload}, backend {own.backend if 'backend' not in open_ else 'auto'}; set one to auto"
+            f"offload {own.offload}, shard_size {own.shard_size or 'none'}, "
+            f"backend {own.backend if 'backend' not in open_ else 'auto'}; set one to auto"
         )
     return _with_its_optimizer(question.run, tuple(found))
 
@@ -59,13 +62,17 @@ def _layout(own: ParallelConfig, backend: str, stage: int, offload: str) -> Para
     If the layout equals ``own``, the layout of the run, it keeps the run's DeepSpeed file.
     """
     same = backend == own.backend and stage == own.stage and offload == own.offload
-    return _made(backend, stage, offload, own.ds_config if same else None)
+    return _made(backend, stage, offload, own.shard_size, own.ds_config if same else None)
 
 
 @lru_cache(maxsize=256)
-def _made(backend: str, stage: int, offload: str, ds_config: str | None) -> ParallelConfig | None:
+def _made(
+    backend: str, stage: int, offload: str, shard_size: int | None, ds_config: str | None
+) -> ParallelConfig | None:
     try:
-        return ParallelConfig(backend=backend, zero_stage=stage, offload=offload, ds_config=ds_config)
+        return ParallelConfig(
+            backend=backend, zero_stage=stage, offload=offload, shard_size=shard_size, ds_config=ds_config
+        )
     except InputError:  # ParallelConfig refuses settings that do not work together
         return None
 

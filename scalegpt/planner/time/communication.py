@@ -2,9 +2,12 @@
 
 In a ring of W ranks that exchanges a tensor of S bytes, each rank sends (W - 1)/W·S bytes in an all-gather or a
 reduce-scatter, and twice as many in an all-reduce (Patarasuk and Yuan 2009, doi 10.1016/j.jpdc.2008.09.002). The table shows
-when our backends communicate, and which pass hides the communication. Its source is the code of torch 2.13
-(``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py: average_tensor``,
-``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
+when our backends communicate, and which pass hides the communication. If FSDP2's shards have replicas (HSDP), the table holds
+for the ranks of one replica. The replicas then also all-reduce the scattered gradients, hidden behind the backward pass of
+the last micro step, or of every micro step with offload. If ZeRO-3 keeps second copies of the weights (hpZ), only the first
+forward pass after an update gathers weights over all ranks. Later passes gather them among the ranks of a copy. The source is
+the code of torch 2.13 (``torch/distributed/fsdp/_fully_shard``) and deepspeed 0.19 (``runtime/zero/stage_1_and_2.py:
+average_tensor``, ``stage3.py``, ``bf16_optimizer.py``, ``engine.py``):
 
 ================  =========================================  ==============================================  =============
 backend, stage    weights are gathered                       gradients, fp32                                 hidden behind
@@ -38,15 +41,22 @@ from scalegpt.config.backends import FSDP, Mesh
 from scalegpt.config.optimizers import MATRIX
 from scalegpt.planner.memory import fsdp as fsdp_memory
 from scalegpt.planner.memory.deepspeed import sharded as deepspeed_step
-from scalegpt.planner.memory.deepspeed.gather import gathering, schedule
+from scalegpt.planner.memory.deepspeed.gather import Schedule, gathering, schedule
 from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.newton_schulz import Exchange, wire
 from scalegpt.planner.memory.states import tensors_of
 from scalegpt.planner.memory.tensors import numel
+from scalegpt.planner.time.links import ALL_REDUCE, EXCHANGE, RING, Way
 from scalegpt.units import BYTES
 
+ALL, SHARDS, REPLICAS = "all", "shards", "replicas"
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
+LATER = "every micro step but the first"
+
+
+_WAYS = {"all_reduce": ALL_REDUCE, "all_to_all": EXCHANGE}
+"""The kind of a collective → the kind of its way; all others go in a ring."""
 
 
 class Collective(NamedTuple):
@@ -55,10 +65,13 @@ class Collective(NamedTuple):
     Attributes:
         kind: ``all_gather``, ``reduce_scatter``, ``all_reduce`` or ``all_to_all``.
         ranks: the number of ranks that take part, W.
-        size: bytes of the whole, unsharded tensors that are exchanged each time.
+        size: bytes of the whole tensors that are exchanged each time; over replicas these are the shards of one rank.
         messages: the number of collectives among which these bytes are divided each time.
-        when: the micro steps in which they occur: :data:`FIRST`, :data:`LAST` or :data:`EVERY`; or :data:`STEP`, once a step.
+        when: the micro steps in which they occur: :data:`FIRST`, :data:`LATER` (all but the first), :data:`LAST` or
+            :data:`EVERY`; or :data:`STEP`, once a step.
         behind: the pass whose computation hides them, :data:`FORWARD` or :data:`BACKWARD`; or :data:`EXPOSED`, none.
+        over: which ranks take part: :data:`ALL`; :data:`SHARDS`, the neighbouring ranks of one replica or of one second copy
+            of the weights; or :data:`REPLICAS`, the ranks that hold the same shard.
     """
 
     kind: str
@@ -67,6 +80,15 @@ class Collective(NamedTuple):
     messages: int
     when: str
     behind: str
+    over: str = ALL
+
+    def way(self, mesh: Mesh) -> Way:
+        """How the tensors are exchanged, and among which ranks of the mesh."""
+        return Way(_WAYS.get(self.kind, RING), self.ranks, mesh.shards if self.over == REPLICAS else 1)
+
+    def times(self, grad_accum: int) -> int:
+        """How often they occur in an optimizer step of this number of micro batches."""
+        return {EVERY: grad_accum, LATER: grad_accum - 1}.get(self.when, 1)
 
     @property
     def sent(self) -> float:
@@ -94,39 +116,46 @@ def collectives(run: RunConfig, mesh: Mesh) -> tuple[Collective, ...]:
 
 def sent_bytes(run: RunConfig, *, ranks: int, grad_accum: int) -> float:
     """Bytes that each rank sends in one optimizer step."""
-    times = {EVERY: grad_accum}
-    return sum(each.sent * times.get(each.when, 1) for each in collectives(run, run.parallel.mesh(ranks)))
+    return sum(each.sent * each.times(grad_accum) for each in collectives(run, run.parallel.mesh(ranks)))
 
 
 def _fsdp(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """FSDP2's collectives: one message for each block and one for the rest of the model.
 
-    A rank has ⌈rows / W⌉ rows of each tensor, including padding.
+    A rank has ⌈rows / S⌉ rows of each tensor, including padding, with S shards.
     """
     stage, width, groups = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer + 1
-    shards = mesh.shards
+    shards, over = mesh.shards, _over_shards(mesh)
     if shards == 1:
         yield Collective("all_reduce", mesh.replicas, 4 * count_parameters(run.model).total, groups, LAST, BACKWARD)
         return
     whole, inner = _in_rows(run.model, shards)
-    yield Collective("all_gather", shards, width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD)
+    yield Collective("all_gather", shards, width * whole, groups, EVERY if stage == 3 else FIRST, FORWARD, over)
     if stage == 3:
-        yield Collective("all_gather", shards, width * inner, groups - 1, EVERY, BACKWARD)
-    yield Collective("reduce_scatter", shards, 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD)
+        yield Collective("all_gather", shards, width * inner, groups - 1, EVERY, BACKWARD, over)
+    yield Collective("reduce_scatter", shards, 4 * whole, groups, EVERY if stage == 3 else LAST, BACKWARD, over)
+    if mesh.replicas > 1:
+        when = EVERY if stage == 3 and fsdp_memory.reduces_over_replicas(run.parallel, last=False) else LAST
+        yield Collective("all_reduce", mesh.replicas, 4 * whole // shards, groups, when, BACKWARD, REPLICAS)
+
+
+def _over_shards(mesh: Mesh) -> str:
+    return SHARDS if mesh.replicas > 1 else ALL
 
 
 def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     """The collectives of Muon (``scalegpt.optim.muon``), once per step; they are not hidden.
 
     The matrices are divided among the ranks, each of which orthogonalises its share. If every rank has all matrices,
-    the ranks then all-gather the results. Otherwise each rank sends its rows of a matrix to the rank that
-    orthogonalises it, and gets the same rows of the result back. Of a matrix of S bytes each rank holds S/W, and sends
-    (W - 1)/W of these bytes on average.
+    the ranks then all-gather the results. Otherwise each rank sends its rows of a matrix to the rank of its replica that
+    orthogonalises it, and gets the same rows of the result back. Of a matrix of S bytes each of W shards holds S/W, and
+    sends (W - 1)/W of these bytes on average.
     """
     if not run.train.optimizer_spec.orthogonalises:
         return
-    precision, ranks = run.train.precision, mesh.ranks
+    precision = run.train.precision
     exchange, width, sent = Exchange(mesh, precision), BYTES[precision], BYTES[wire(precision)]
+    ranks = exchange.ranks
     for (kind, shape), count in tensors_of(run.model).items():
         if kind != MATRIX:
             continue
@@ -136,16 +165,23 @@ def _orthogonalisation(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
             yield Collective("all_gather", ranks, width * size, messages, STEP, EXPOSED)
         else:
             size = count * fsdp_memory.padded(shape, ranks)
-            yield Collective("all_to_all", ranks, (sent + width) * size, 2 * messages, STEP, EXPOSED)
+            yield Collective(
+                "all_to_all", ranks, (sent + width) * size, 2 * messages, STEP, EXPOSED, _over_shards(mesh)
+            )
 
 
 def _deepspeed(run: RunConfig, mesh: Mesh) -> Iterator[Collective]:
     stage, width, layers = run.parallel.stage, BYTES[run.train.precision], run.model.n_layer
     whole, buckets, ranks = count_parameters(run.model).total, layers + 2, mesh.ranks
     if stage == 3:
-        forward, back, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
-        yield Collective("all_gather", ranks, width * forward, buckets, EVERY, FORWARD)
-        yield Collective("all_gather", ranks, width * back, buckets, EVERY, BACKWARD)
+        first, later, kept_whole = _gathered_by_stage3(run.model, run.parallel, run.train.precision, ranks)
+        near = mesh.copy_over
+        for gathered, when in ((first, FIRST), (later, LATER)) if near else ((first, EVERY),):
+            for far, close, behind in zip(gathered.fetched, gathered.fetched_near, (FORWARD, BACKWARD), strict=True):
+                if far:
+                    yield Collective("all_gather", ranks, width * far, buckets, when, behind)
+                if close:
+                    yield Collective("all_gather", near, width * close, buckets, when, behind, SHARDS)
         yield Collective("reduce_scatter", ranks, 4 * _in_parts(run.model, ranks), buckets, EVERY, BACKWARD)
         yield Collective("all_gather", ranks, width * kept_whole, 1, STEP, EXPOSED)
         return
@@ -177,8 +213,8 @@ def _in_rows(model: ModelConfig, ranks: int) -> tuple[int, int]:
 @lru_cache(maxsize=1024)
 def _gathered_by_stage3(
     model: ModelConfig, parallel: ParallelConfig, precision: str, ranks: int
-) -> tuple[int, int, int]:
-    """Elements that ZeRO-3 gathers per forward pass, per backward pass, and once per step after the update.
+) -> tuple[Schedule, Schedule, int]:
+    """What ZeRO-3 gathers in the first and in every later micro step, and the elements that it gathers after the update.
 
     The third number counts the tensors that are too small to be sharded, which every rank keeps whole.
     """
@@ -186,8 +222,9 @@ def _gathered_by_stage3(
     settings = deepspeed_settings(run, grad_accum=1, ranks=ranks, on_cuda=True)
     threshold = int(settings["zero_optimization"]["stage3_param_persistence_threshold"])
     small = (shape for shape in parameter_shapes(model).values() if numel(shape) <= threshold)
-    forward, back = schedule(gathering(run, ranks, settings)).fetched
-    return forward, back, ranks * sum(deepspeed_step.part_of_tensor(shape, ranks) for shape in small)
+    given = gathering(run, ranks, settings)
+    first, later = schedule(given), schedule(given, first=False)
+    return first, later, ranks * sum(deepspeed_step.part_of_tensor(shape, ranks) for shape in small)
 
 
 @lru_cache(maxsize=1024)

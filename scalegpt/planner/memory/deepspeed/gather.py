@@ -10,6 +10,9 @@ Follows deepspeed 0.19, ``partitioned_param_coordinator.py`` (``fetch_sub_module
   them. The buffer lives until each of them has been needed. A single tensor needs no copy.
 - A module's weights are released after its pass, unless the prefetch has reached their next use. The last block's
   weights therefore stay for its backward pass.
+- With second copies (``zero_hpz_partition_size``) a weight's copy is made when the weight is first released after an update,
+  and lives until the next update. Meanwhile the weight is gathered from it, among fewer ranks. Weights with and without a
+  copy are not gathered together.
 - The model itself counts as a module with the head's matrix as its weight, since it uses this matrix outside the head's
   module. The head's matrix stays gathered during the whole forward pass, and during the whole backward pass.
 """
@@ -18,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from scalegpt.config import RunConfig
 from scalegpt.planner.memory.deepspeed.settings import Settings
@@ -40,6 +44,7 @@ class Gathering:
         positions: elements of the position embedding; 0 if it is kept whole; None: positions are not learned.
         tied: whether the head is the token embedding.
         shards: W, the number of ranks over which each tensor is cut.
+        copy_over: the number of ranks over which a second copy of each tensor is cut; 0: there is none.
         width: bytes of an element of a weight.
         on_host: whether a rank's parts lie in host memory, and are copied to the device to be gathered.
         prefetch: ``stage3_prefetch_bucket_size``, in elements.
@@ -53,6 +58,7 @@ class Gathering:
     positions: int | None
     tied: bool
     shards: int
+    copy_over: int
     width: int
     on_host: bool
     prefetch: int
@@ -60,18 +66,19 @@ class Gathering:
     reuse: int
 
 
-@dataclass(frozen=True)
-class Visit:
+class Visit(NamedTuple):
     """Bytes of gathered weights around one pass through a module.
 
     Attributes:
         fetching: the most while the module's weights are fetched.
         during: while the module computes.
+        releasing: the most while the weights are released.
         after: when the module's weights have been released.
     """
 
     fetching: int
     during: int
+    releasing: int
     after: int
 
 
@@ -80,35 +87,39 @@ class Schedule:
     """The visits to all modules in one micro step.
 
     Attributes:
-        start: the model itself, which uses the head's matrix, before its forward pass; ``after`` is not used.
+        start: the model itself, which uses the head's matrix, before its forward pass; it is released in ``end``.
         embeddings: token embedding, then position embedding if there is one, in the forward pass.
         blocks: the blocks in the forward pass, the first block first.
         norm: the final norm in the forward pass.
-        end: bytes of gathered weights when the forward pass is over.
+        end: the release of the model itself, when the forward pass is over.
         back: the model itself, before its backward pass.
         norm_back: the final norm in the backward pass.
         blocks_back: the blocks in the backward pass, listed with the first block first.
         embeddings_back: position embedding if there is one, then token embedding, in the backward pass.
-        fetched: the gathered elements, including padding, of the forward pass and of the backward pass.
+        fetched: the elements, including padding, that are gathered over all ranks in the forward and in the backward pass.
+        fetched_near: the same for the elements that are gathered from second copies.
+        copies: bytes of the second copies that live when the micro step is over.
     """
 
     start: Visit
     embeddings: tuple[Visit, ...]
     blocks: tuple[Visit, ...]
     norm: Visit
-    end: int
+    end: Visit
     back: Visit
     norm_back: Visit
     blocks_back: tuple[Visit, ...]
     embeddings_back: tuple[Visit, ...]
     fetched: tuple[int, int]
+    fetched_near: tuple[int, int]
+    copies: int
 
 
 def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
     """Collect what stage 3 gathers and prefetches in a run; ``settings`` is DeepSpeed's complete configuration."""
     zero, model = settings["zero_optimization"], run.model
     threshold, parameters = int(zero["stage3_param_persistence_threshold"]), ModelShapes.of(model)
-    head = model.vocab_size * model.n_embd
+    head, copy_over = model.vocab_size * model.n_embd, int(zero["zero_hpz_partition_size"])
     positions = None if parameters.positions is None else numel(parameters.positions)
     return Gathering(
         blocks=model.n_layer,
@@ -117,6 +128,7 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
         positions=0 if positions is not None and positions <= threshold else positions,
         tied=model.tie_head,
         shards=shards,
+        copy_over=copy_over if copy_over > 1 else 0,
         width=BYTES[run.train.precision],
         on_host=offloaded(zero, "param"),
         prefetch=int(zero["stage3_prefetch_bucket_size"]),
@@ -126,27 +138,33 @@ def gathering(run: RunConfig, shards: int, settings: Settings) -> Gathering:
 
 
 @lru_cache(maxsize=256)
-def schedule(given: Gathering) -> Schedule:
-    """Simulate one micro step. The result is cached: it does not depend on the micro batch size."""
-    play = _Coordinator(given)
+def schedule(given: Gathering, *, first: bool = True) -> Schedule:
+    """Simulate one micro step; ``first`` says that it is the first after an update, so that there are no second copies yet.
+
+    The result is cached: it does not depend on the micro batch size.
+    """
+    play = _Coordinator(given, copied=bool(given.copy_over) and not first)
     start = play.enter(0)
     embeddings = tuple(map(play.visit, play.embeddings))
     forward = tuple(map(play.visit, play.blocks))
     norm = play.visit(play.norm)
-    play.release(0, play.norm + 1)
-    end, fetched = play.bytes, play.fetched
+    end = play.leave(0, play.norm + 1)
+    (far, near), play.fetched = play.fetched, [0, 0]
     back = play.enter(0)
     norm_back = play.visit(play.norm)
     backward = tuple(map(play.visit, reversed(play.blocks)))
     tail = tuple(map(play.enter, reversed(play.embeddings)))
-    back_again = play.fetched - fetched
-    return Schedule(start, embeddings, forward, norm, end, back, norm_back, backward[::-1], tail, (fetched, back_again))
+    far_back, near_back = play.fetched
+    fetched, fetched_near = (far, far_back), (near, near_back)
+    copies = sum(map(play.copy, range(len(play.numel))))
+    passes = start, embeddings, forward, norm, end, back, norm_back, backward[::-1], tail
+    return Schedule(*passes, fetched, fetched_near, copies)
 
 
 class _Coordinator:
     """DeepSpeed's coordinator. Modules have numbers: 0 the model, then the embeddings, then blocks, then final norm."""
 
-    def __init__(self, given: Gathering) -> None:
+    def __init__(self, given: Gathering, *, copied: bool) -> None:
         self.given = given
         per_block = len(given.matrices)
         tables = [given.head] if given.positions is None else [given.head, given.positions]
@@ -172,12 +190,21 @@ class _Coordinator:
         self.group: dict[int, int] = {}
         self.groups: dict[int, list[int]] = {}
         self.waiting: dict[int, int] = {}
-        self.available = self.bytes = self.highest = self.fetched = 0
+        self.available = self.highest = 0
+        self.fetched = [0, 0]  # elements gathered over all ranks, and from second copies
+        self.copied = [copied] * len(self.numel)
+        self.bytes = sum(map(self.copy, range(len(self.numel)))) if copied else 0
 
     def visit(self, module: int) -> Visit:
         entered = self.enter(module)
-        self.release(module, self.step)
-        return Visit(entered.fetching, entered.during, self.bytes)
+        left = self.leave(module, self.step)
+        return left._replace(fetching=entered.fetching)
+
+    def leave(self, module: int, step: int) -> Visit:
+        """Release a module's weights after its pass."""
+        during = self.highest = self.bytes
+        self._release(module, step)
+        return Visit(during, during, self.highest, self.bytes)
 
     def enter(self, module: int) -> Visit:
         """Fetch a module's weights, then prefetch the next ones."""
@@ -189,13 +216,16 @@ class _Coordinator:
             self._wait(p)
         self._prefetch(needed)
         self.step += 1
-        return Visit(self.highest, self.bytes, self.bytes)
+        return Visit(self.highest, self.bytes, self.bytes, self.bytes)
 
-    def release(self, module: int, step: int) -> None:
+    def _release(self, module: int, step: int) -> None:
         kept = self._used_soon(step)
         for p in self.modules[module]:
             self.users[p] -= 1
             if self.reached[p] <= step and p not in kept and self.state[p] == _HERE and not self.users[p]:
+                if self.given.copy_over and not self.copied[p]:
+                    self.copied[p] = True
+                    self._hold(self.copy(p))
                 self.state[p] = _AWAY
                 self.available -= self.numel[p]
                 self.bytes -= self._whole(p)
@@ -215,6 +245,11 @@ class _Coordinator:
         """Bytes that gathering adds for a parameter; 0 on a single rank without offload, which holds it whole."""
         return 0 if self.given.shards == 1 and not self.given.on_host else rounded(self.given.width * self.numel[p])
 
+    def copy(self, p: int) -> int:
+        """Bytes of this rank's part of the second copy of a parameter; 0 if there are no second copies."""
+        over = self.given.copy_over
+        return rounded(self.given.width * self._part(p) * self.given.shards // over) if over else 0
+
     def _part(self, p: int) -> int:
         return -(-self.numel[p] // self.given.shards)
 
@@ -225,15 +260,18 @@ class _Coordinator:
         return rounded(self.given.width * self.given.shards * sum(map(self._part, wanted)))
 
     def _gather(self, wanted: Sequence[int]) -> None:
-        """Start to gather parameters into one buffer."""
-        if not wanted:
-            return
+        """Start to gather parameters: into one buffer those with second copies, and into another one those without."""
+        for near in (True, False):
+            if some := [p for p in wanted if self.copied[p] == near]:
+                self._gather_together(some, near=near)
+
+    def _gather_together(self, wanted: Sequence[int], *, near: bool) -> None:
         key = wanted[0]
         for p in wanted:
             self.state[p] = _COMING
             self.group[p] = key
             self.available += self.numel[p]
-            self.fetched += self.given.shards * self._part(p)
+            self.fetched[near] += self.given.shards * self._part(p)
         self.groups[key], self.waiting[key] = list(wanted), len(wanted)
         away = self.given.on_host and self.given.shards > 1
         copies = sum(rounded(self.given.width * self._part(p)) for p in wanted) if away else 0

@@ -98,8 +98,7 @@ ALLOWED: Mapping[str, Any] = {
     "zero_optimization": {
         "stage": one_of(0, 1, 2, 3),
         "allgather_bucket_size": whole(2, multiple=2),
-        "zero_hpz_partition_size": one_of(1),
-        **dict.fromkeys(("reduce_bucket_size", "sub_group_size"), whole(1)),
+        **dict.fromkeys(("reduce_bucket_size", "sub_group_size", "zero_hpz_partition_size"), whole(1)),
         **dict.fromkeys(
             ("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
              "stage3_max_reuse_distance"),
@@ -146,13 +145,16 @@ REFUSED: Mapping[str, str] = {
             "sparse_attention", "hybrid_engine", "pipeline", "tensor_parallel", "expert_parallel",
             "sequence_parallel_size", "seq_parallel_communication_data_type", "use_data_before_expert_parallelism",
             "elasticity", "timers", "log_level", "curriculum_seqlen", "zenflow", "leaf_module",
-            "mics_shard_size", "mics_hierarchical_params_gather", "parameter_alignment",
+            "parameter_alignment",
             "stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential",
             "stage3_model_persistence_threshold", "pipeline_loading_checkpoint",
             "log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory", "param_dtype",
             "buffer_dtype", "keep_in_fp32_modules", "cpuadam_cores_perc",
         ),
         _COUNTED,
+    ),
+    **dict.fromkeys(
+        ("mics_shard_size", "mics_hierarchical_params_gather"), "DeepSpeed 0.19 has no MiCS; use --backend fsdp --shard_size"
     ),
     **dict.fromkeys(("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"), "use --offload"),
 }  # fmt: skip

@@ -47,6 +47,8 @@ def deepspeed_settings(run: RunConfig, *, grad_accum: int, ranks: int, on_cuda: 
     _fill_batch(settings, run, grad_accum, ranks)
     _fill_precision(settings, run)
     _fill_zero(settings, run, overlap=on_cuda and ranks > 1)
+    copy_over = run.parallel.mesh(ranks).copy_over or 1
+    _fill(settings["zero_optimization"], "zero_hpz_partition_size", copy_over, "--shard_size")
     _fill_offload(settings["zero_optimization"], run.parallel, pin=on_cuda)
     left = sorted(_autos(settings))
     if left:

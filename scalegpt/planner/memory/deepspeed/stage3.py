@@ -5,6 +5,8 @@
 
 - Between steps a rank holds its parts of weights, masters, moments and gradients, the reduce bucket, and whole tensors
   if they have at most ``stage3_param_persistence_threshold`` elements.
+- Second copies of the weights (hpZ) live from the first release after an update to the next update. Tensors that are kept
+  whole have one only during the update.
 - A block's gradients wait until its backward pass is over (blocks are leaf modules). Then they pass through the bucket
   in the dtype of communication. A copy of the bucket joins them, and is reduced and cut.
 - The optimizer updates one group after another, each with a flat copy of the group's gradients.
@@ -46,6 +48,8 @@ class Stage3(ShardedStep):
         self.parts = [part for group in self.groups for part in self._sub_groups(group)]
         self.gathering = gathering(run, mesh.shards, settings)
         self.plan: Schedule = schedule(self.gathering)
+        over = self.gathering.copy_over
+        self.copies_of_whole = sum(rounded(self.compute * mesh.shards * part // over) for part in whole) if over else 0
         self.large = 0  # bytes of the gradient that is too large for the bucket
         self.in_block = False
 
@@ -102,37 +106,43 @@ class Stage3(ShardedStep):
         self._gathered(visit.fetching)
         self._gathered(visit.during)
 
+    def _leave(self, visit: Visit) -> None:
+        self._gathered(visit.releasing)
+        self._gathered(visit.after)
+
     def before_forward(self) -> None:
         """Gather the head's matrix, which the model uses outside of any submodule."""
+        if self.has_gradients and self.gathering.copy_over:
+            self.plan = schedule(self.gathering, first=False)
         self._enter(self.plan.start)
 
     def _embed(self) -> None:
         for visit in self.plan.embeddings:
             self._enter(visit)
         super()._embed()
-        self._gathered(self.plan.embeddings[-1].after)
+        self._leave(self.plan.embeddings[-1])
 
     def _final_norm(self) -> None:
         self._enter(self.plan.norm)
         super()._final_norm()
-        self._gathered(self.plan.norm.after)
+        self._leave(self.plan.norm)
 
     def _loss(self) -> None:
         super()._loss()
-        self._gathered(self.plan.end)
+        self._leave(self.plan.end)
 
     def _loss_backward(self) -> None:
         self._enter(self.plan.back)
         self._enter(self.plan.norm_back)
         super()._loss_backward()
-        self._gathered(self.plan.norm_back.after)
+        self._leave(self.plan.norm_back)
 
     def _blocks(self, play: Callable[[], None]) -> None:
         """Simulate a pass through all blocks, with weights gathered before each block and released after it."""
         for visit in self.plan.blocks if play == self.block_forward else self.plan.blocks_back[::-1]:
             self._enter(visit)
             play()
-            self._gathered(visit.after)
+            self._leave(visit)
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -188,17 +198,21 @@ class Stage3(ShardedStep):
             self._enter(self.plan.embeddings_back[1])
 
     def after_backward(self) -> None:
-        """Reduce the gradients left in the bucket, and free the gathered embeddings."""
+        """Reduce the gradients left in the bucket, and free the gathered embeddings; second copies stay."""
         self._reduce()
-        self._gathered(0)
+        self._gathered(self.plan.copies)
 
     def _optimizer_step(self) -> None:
         """Simulate the gradient norm, fp16's overflow check, and the update with a flat copy of a group's gradients.
 
-        During the update the tensors that are kept whole between steps are freed.
+        During the update the tensors that are kept whole between steps are freed. Second copies are freed after it.
         """
-        if self.offloads:
-            return
+        self.t.hold(GATHERED, self.copies_of_whole)
+        if not self.offloads:
+            self._update()
+        self._gathered(0)
+
+    def _update(self) -> None:
         self.t.drop(WEIGHTS, self.kept_whole)
         total = sum(self.parts)
         if self.run.train.precision == "fp16":
