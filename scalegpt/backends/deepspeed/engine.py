@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from scalegpt.backends.base import (
     ALL_KEYS,
+    DTYPES,
     WEIGHT,
     Backend,
     LossScaler,
@@ -44,6 +45,7 @@ from scalegpt.backends.base import (
     named,
 )
 from scalegpt.backends.deepspeed.discard import discarding, forget_gradients
+from scalegpt.backends.deepspeed.shards import place_stand_ins, shard
 from scalegpt.backends.world import World
 from scalegpt.config import RunConfig
 from scalegpt.errors import InputError
@@ -73,11 +75,13 @@ class DeepSpeedBackend(Backend):
         world.ensure_group()
         deepspeed = _import_deepspeed(world)
         # DeepSpeed copies the weights into its own buffers, so they must exist. Their values are loaded later.
-        model = model.to_empty(device="cpu" if run.parallel.offload == "all" else world.device)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.zero_()
-        if self.stage == 3:
+        if self.stage < 3:
+            model = model.to_empty(device=world.device)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.zero_()
+        else:
+            place_stand_ins(model, DTYPES[run.train.precision], world.device)
             # A block's weights are gathered and released together. By default ZeRO-3 releases a layer's weights after each
             # forward pass of the layer, even of a recomputation, after which the backward needs the weights next.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
@@ -278,6 +282,8 @@ def _initialize(
     # DeepSpeed makes hpZ's groups for the whole process, and refuses to make them again for another engine.
     deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
     try:
+        if settings["zero_optimization"]["stage"] == 3:
+            shard(deepspeed, model, settings)
         engine, wrapper, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     except (AssertionError, ValueError, NotImplementedError) as error:
         reason = visible(" ".join(str(error).split())[:300]) or type(error).__name__
