@@ -126,6 +126,7 @@ def settings_section(given: Answer) -> str:
         "backend": parallel.backend,
         "zero_stage": str(parallel.stage),
         "offload": parallel.offload,
+        "shard_size": "all ranks" if parallel.shard_size is None else str(parallel.shard_size),
         "micro_batch": str(plan.batch.micro_batch),
         "recompute": train.recompute,
         "loss": train.loss,

@@ -94,7 +94,7 @@ class Asked:
             run = with_expected_vocabulary(run, {*flags, *(source.stated if preset is None else ())})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # a DeepSpeed file is written for one stage and one kind of offload
-            fixed |= {"backend", "zero_stage", "offload"}
+            fixed |= {"backend", "zero_stage", "offload", "shard_size"}
         return cls(
             run=run,
             source=source,
