@@ -24,7 +24,6 @@ from scalegpt.planner.checks import (
     vocabulary_remark,
     with_expected_vocabulary,
 )
-from scalegpt.planner.command import launch_command
 from scalegpt.planner.cost import cost_as_dict
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.plan import Plan
@@ -33,6 +32,8 @@ from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, re
 from scalegpt.planner.search.question import MARGIN, Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
 from scalegpt.planner.source import Source, folder_to_start_from, source_of
+from scalegpt.planner.start.command import launch_command, run_words
+from scalegpt.planner.start.launching import launch_text
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import basis, network_gbit
 from scalegpt.system.invocation import IN_BROWSER
@@ -189,6 +190,12 @@ class Answer:
         """The command line that trains ``plan``, a plan for the same run; None: the chosen plan."""
         source = self.asked.source
         return launch_command(plan or self.choice, source.trained, source.train_words, self.asked.fixed)
+
+    def launch(self, launcher: str) -> str:
+        """The command or file that trains the chosen plan under a launcher of :mod:`scalegpt.planner.start.launching`."""
+        source, plan = self.asked.source, self.choice
+        words = run_words(plan, source.trained, source.train_words, self.asked.fixed)
+        return launch_text(plan, words, launcher)
 
     def as_dict(self) -> Values:
         """The answer in the form that ``--json`` prints."""

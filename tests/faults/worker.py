@@ -9,6 +9,7 @@
 ``crash``   ``{"rank": …, "step": …}``: that rank is killed in that step, once
 ``signal``  ``{"rank": …, "step": …}``: that rank is sent SIGUSR1 in that step
 ``oom``     ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
+``burn``    ``{"rank": …, "seconds": …}``: that rank computes this long more in every micro batch
 ``eio``     ``{"rank": …, "step": …, "times": …}``: syncing a file fails this many times on that rank
 ``writer``  ``{"rank": …, "step": …}``: that rank's writing of a checkpoint runs into an error that is not the disk's
 ``limit``   ``{"step": …, "bytes": …}``: no file may become larger
@@ -127,13 +128,15 @@ def install_faults() -> None:
         return batches(self, first)
 
     TrainingBatches.step = step  # type: ignore[method-assign]
-    oom = FAULTS.get("oom", {})
-    if oom.get("rank") == RANK:
+    oom, burn = FAULTS.get("oom", {}), FAULTS.get("burn", {})
+    if RANK in (oom.get("rank"), burn.get("rank")):
         from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
         from scalegpt.backends.fsdp import FSDPBackend
 
         for backend in (DeepSpeedBackend, FSDPBackend):
-            backend.micro_step = hungry(backend.micro_step, oom, torch)  # type: ignore[method-assign]
+            real = backend.micro_step
+            changed = hungry(real, oom, torch) if oom else burning(real, burn["seconds"])
+            backend.micro_step = changed  # type: ignore[method-assign]
 
 
 def inject() -> None:
@@ -153,6 +156,16 @@ def hungry(real: Callable[..., Any], oom: dict[str, int], torch: Any) -> Callabl
         if NOW[0] == oom["step"] and len(tokens) > oom["above"]:
             torch.empty(2**50, dtype=torch.uint8)
         return real(self, tokens, targets, last=last)
+
+    return micro_step
+
+
+def burning(real: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def micro_step(*arguments: Any, **options: Any) -> Any:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+        return real(*arguments, **options)
 
     return micro_step
 

@@ -23,6 +23,7 @@ from scalegpt.training.runs.metrics_file import History, read_history
 from scalegpt.training.runs.resume import CheckpointChoice, choose_checkpoint, starting_progress
 from scalegpt.training.runs.summary import total_steps
 from scalegpt.training.setup.data import ReadyData
+from scalegpt.training.setup.machines import check_shared
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def open_run(
     """Choose and lock the run's folder, and find the checkpoint to resume from; all ranks must call it together.
 
     Raises:
-        InputError: the folder holds another run, or cannot be written; or the disk has too little space; or another
-            process trains the run; or the run has checkpoints, but cannot resume from any of them.
+        InputError: the folder holds another run, cannot be written, or is not there on all machines; or the disk has too
+            little space; or another process trains the run; or the run has checkpoints, but cannot resume from any of them.
         Stopped: a rank was asked to stop.
     """
     directory, changes = world.on_first(lambda: _claim(request, run, batch, world.size))
@@ -61,6 +62,7 @@ def open_run(
     # Lock before the checkpoints are read: another process may be writing them.
     weaknesses = world.on_first(directory.lock)
     try:
+        check_shared(directory.path, world)
         choice = choose_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
         progress, token_changes = world.on_first(
             lambda: starting_progress(choice, directory, run, data.tokens, data.digest, allowed=request.allow_change)
