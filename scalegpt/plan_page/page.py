@@ -126,11 +126,12 @@ def settings_section(given: Answer) -> str:
         "backend": parallel.backend,
         "zero_stage": str(parallel.stage),
         "offload": parallel.offload,
-        "shard_size": "all ranks" if parallel.shard_size is None else str(parallel.shard_size),
         "micro_batch": str(plan.batch.micro_batch),
         "recompute": train.recompute,
         "loss": train.loss,
     }
+    if parallel.shard_size is not None or "shard_size" in given.question.open:
+        settings["shard_size"] = str(parallel.shard_size or "all ranks")
     table = Table("The settings that the planner may choose", ("setting", "value", "decided by"), ("", "", ""))
     for name, value in settings.items():
         table.add(name, escape(value), "the planner" if name in given.question.open else "you")
