@@ -235,8 +235,10 @@ def test_rank_0_of_many(tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPa
     figures = run_ranks(Path(__file__).with_name("deepspeed_worker.py"), 1, task, tmp_path, timeout=1200)
     for label, (flags, grad_accum) in MANY.items():
         planned = Played(flags, grad_accum, monkeypatch, ranks).prediction
-        real = max(fullest(figures[label], phase) for phase in figures[label][0]["phases"])
-        assert planned.peak_bytes == pytest.approx(real, rel=0.01), label
+        real = {phase: fullest(figures[label], phase) for phase in figures[label][0]["phases"]}
+        assert planned.peak_bytes == pytest.approx(max(real.values()), rel=0.01), label
+        assert planned.phases == pytest.approx(real, rel=0.04), label
         steady = figures[label][0]["steady"]
         assert planned.steady_bytes == pytest.approx(on_device(steady), rel=0.02), label
-        assert planned.host_bytes == pytest.approx(of_kind(steady, "host"), rel=0.02), label
+        # The tracker counts host memory in blocks of 512 bytes too.
+        assert planned.host_bytes == pytest.approx(of_kind(steady, "host"), rel=0.02, abs=8 << 10), label
