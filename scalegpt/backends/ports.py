@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,11 @@ from scalegpt.system.ranks import START, Ranks
 LOOPBACK = "127.0.0.1"
 
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
+
+ELSEWHERE = "192.0.2.1"
+"""An address that belongs to no machine (RFC 5737), for which the system chooses the default route."""
 
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - looked for, not listened at
 
@@ -86,10 +92,21 @@ def listening(address: str, port: int, size: int, timeout: timedelta, *, here: b
 
     Raises:
         TakenError: the port is taken.
-        InputError: the address is not of this machine although ``here`` is True, or the system refuses to listen there.
+        InputError: the address is not of this machine although ``here`` is True, or other machines cannot reach it although
+            ``here`` is False, or the system refuses to listen there.
     """
     bound = _bound(address, port, here=here)
     host = bound.getsockname()[0]
+    if not here and is_loopback(host):  # the machine's own name, which has another address for the other machines
+        bound.close()
+        mine = _address_towards(address)
+        if mine is None:
+            raise InputError(
+                f"MASTER_ADDR {address} is {host} on this machine (see /etc/hosts), which other machines cannot reach; give "
+                "the address that they reach"
+            )
+        bound = _bound(mine, port, here=here)
+        host = mine
     return TCPStore(
         LOOPBACK if host in WILDCARDS else host, bound.getsockname()[1], size,
         is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=bound.detach(),
@@ -147,6 +164,63 @@ def use_loopback() -> None:
     if name is not None:
         for variable in INTERFACE_VARIABLES:
             os.environ.setdefault(variable, name)
+
+
+def use_interface_to(first: str) -> tuple[str, str]:
+    """Make gloo use the interface through which this machine reaches the first machine, unless the user names another.
+
+    By itself, gloo takes the interface of the address that the machine's own name has. Many systems give the name a
+    loopback address (127.0.1.1), which other machines cannot reach. NCCL leaves out loopback interfaces by itself.
+
+    Args:
+        first: name or address of the first machine.
+
+    Returns:
+        This machine's address on that interface, and the interface's name; both empty if they are not known.
+
+    Raises:
+        InputError: the user names an interface that this machine does not have, or a loopback interface.
+    """
+    addresses = [(name, each.address) for name, each in _addresses_up() if each.family in FAMILIES]
+    outer = [(name, address) for name, address in addresses if not is_loopback(address)]
+    chosen = os.environ.get(INTERFACE_VARIABLES[0])
+    if chosen is not None:
+        names = chosen.split(",")
+        for name in names:
+            if name not in {known for known, _ in outer}:
+                has = ", ".join(dict.fromkeys(known for known, _ in outer)) or "none"
+                raise InputError(
+                    f"GLOO_SOCKET_IFNAME names {name}, but {socket.gethostname()} has no such interface that is up and "
+                    f"reaches other machines; it has {has}"
+                )
+        return next((address, name) for name, address in outer if name == names[0])
+    mine = _address_towards(first)
+    found = next(((address, name) for name, address in addresses if address == mine), ("", ""))
+    if found[1]:
+        os.environ[INTERFACE_VARIABLES[0]] = found[1]
+    return found
+
+
+def _address_towards(first: str) -> str | None:
+    """This machine's address for connections to the first machine; None if it is not known.
+
+    On the first machine its own name may mean a loopback address. Then the address for the default route counts.
+    """
+    for target in (first, ELSEWHERE):
+        for family, kind, _, _, place in socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind) as probe, suppress(OSError):
+                probe.connect(place)  # chooses the route, and sends nothing
+                mine = str(probe.getsockname()[0])
+                if not is_loopback(mine):
+                    return mine
+    others = {each.address for _, each in _addresses_up() if each.family in FAMILIES and not is_loopback(each.address)}
+    others = {address for address in others if not address.startswith("fe80:")}
+    return others.pop() if len(others) == 1 else None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address in digits reaches only the machine itself."""
+    return address.startswith("127.") or address == "::1"
 
 
 def loopback_interface() -> str | None:
@@ -211,7 +285,4 @@ def _wildcard_ports(process: psutil.Process) -> list[int]:
 
 def _has_network() -> bool:
     """Whether an interface other than loopback is up and has an address."""
-    families = {socket.AF_INET, socket.AF_INET6}
-    return any(
-        address.family in families and not address.address.startswith(("127.", "::1")) for _, address in _addresses_up()
-    )
+    return any(each.family in FAMILIES and not is_loopback(each.address) for _, each in _addresses_up())

@@ -16,8 +16,9 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import _get_default_store
 
 from scalegpt.backends.host_memory import keep_freed_memory
+from scalegpt.backends.machines import Machine, check_machines, exchange_machines
 from scalegpt.backends.meeting import meeting_store
-from scalegpt.backends.ports import use_loopback
+from scalegpt.backends.ports import use_interface_to, use_loopback
 from scalegpt.backends.waiting import finish_together, next_work, reporting
 from scalegpt.errors import InputError, RunError
 from scalegpt.system.cores import usable_cores
@@ -39,6 +40,7 @@ class World:
         local_rank: this process's rank among the ranks of its machine, from 0.
         local_size: number of ranks on this machine.
         device: this process's device.
+        machines: the machines of the job, in the order of their ranks; empty for a job on one machine.
     """
 
     rank: int
@@ -46,6 +48,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    machines: tuple[Machine, ...] = ()
 
     @classmethod
     def join(cls, device: str = "auto", timeout: timedelta = COLLECTIVE_TIMEOUT) -> "World":
@@ -58,7 +61,8 @@ class World:
             timeout: how long a collective may take before torch ends it.
 
         Raises:
-            InputError: CUDA is wanted but absent, there are more ranks than devices, or the launcher's variables disagree.
+            InputError: CUDA is wanted but absent, there are more ranks than devices, the launcher's variables disagree, or
+                the machines differ in what must be the same.
             RunError: a rank does not connect in time.
         """
         ranks = read_ranks()
@@ -69,11 +73,12 @@ class World:
         else:
             _share_cores(local_size)
             keep_freed_memory()
+        machines: tuple[Machine, ...] = ()
         if size > 1:
             # CPU tensors are sent too: offloaded gradients.
             backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-            _meet(backend, ranks, timeout)
-        return cls(rank, size, local_rank, local_size, chosen)
+            machines = _meet(backend, ranks, timeout)
+        return cls(rank, size, local_rank, local_size, chosen, machines)
 
     def ensure_group(self) -> None:
         """Make a process group even for a single process, since FSDP2 and DeepSpeed require one. It uses only loopback.
@@ -182,12 +187,25 @@ class World:
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)).item() > 0)
 
 
-def _meet(backend: str, ranks: Ranks, timeout: timedelta) -> None:
-    """Connect to the other ranks, and make the process group of all ranks."""
+def _meet(backend: str, ranks: Ranks, timeout: timedelta) -> tuple[Machine, ...]:
+    """Connect to the other ranks, and make the process group of all ranks.
+
+    Returns:
+        The machines of the job; empty for a job on one machine.
+
+    Raises:
+        InputError: the machines differ in what must be the same.
+    """
+    machines: tuple[Machine, ...] = ()
     if ranks.on_one_machine:
         use_loopback()
     store = meeting_store(ranks, timeout)
+    if not ranks.on_one_machine:
+        address, interface = use_interface_to(os.environ["MASTER_ADDR"])
+        machines = exchange_machines(store, ranks, address, interface, timeout)
+        check_machines(machines)
     dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.size)
+    return machines
 
 
 def choose_device(wanted: str, local_rank: int, local_size: int) -> torch.device:

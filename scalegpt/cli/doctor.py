@@ -6,16 +6,19 @@ from pathlib import Path
 
 from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser, add_json, path_argument
+from scalegpt.system.ranks import ranks_or_alone
 
 EXAMPLE = """\
 scalegpt doctor
-scalegpt doctor --runs_dir /data/runs --json"""
+scalegpt doctor --runs_dir /data/runs --json
+torchrun --nproc_per_node 8 -m scalegpt doctor"""
 
 SUMMARY = """\
 Find what would keep a run from starting on this machine, slow it down, or end it.
 
 Each line says ok, warning or failure, and how to fix it. The exit status is 1 with a failure, else 0. On a machine without
-GPUs the processor's rates are measured too, unless they are stored already; plans and runs use them."""
+GPUs the processor's rates are measured too, unless they are stored already; plans and runs use them. Under torchrun the ranks
+of all machines meet, and an all-reduce over them is timed."""
 
 SIGNS = {"ok": "ok      ", "warning": "warning ", "failure": "FAILURE "}
 
@@ -37,12 +40,17 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.doctor.checks import FAILURE, Setting
     from scalegpt.doctor.every import CHECKS, run_checks
 
+    is_first = ranks_or_alone().rank == 0
     results, width = [], max(map(len, CHECKS))
-    for each in run_checks(Setting(Path(arguments.runs_dir), arguments.measure)):
+    for each in run_checks(Setting(Path(arguments.runs_dir), arguments.measure), None if is_first else ["ranks"]):
+        if not is_first:
+            continue  # the first rank reports
         results.append(each)
         if not arguments.json:
             fix = f"; fix: {each.finding.fix}" if each.finding.fix else ""
             show(f"{SIGNS[each.finding.state]}{each.check:<{width}}  {each.finding.what}{fix}")
+    if not is_first:
+        return 0
     failures = sum(each.finding.state == FAILURE for each in results)
     if arguments.json:
         findings = [

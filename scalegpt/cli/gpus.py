@@ -6,7 +6,7 @@ from typing import Any
 
 from scalegpt.cli.output import aligned, show, show_json
 from scalegpt.cli.parser import Parser, add_json
-from scalegpt.hardware.catalogue_file import FIGURES
+from scalegpt.hardware.catalogue_file import FIGURES, PRICE
 from scalegpt.hardware.gpus import GB, Card, catalogue, find_card_and_note, user_file
 from scalegpt.planner.time.rates import basis
 from scalegpt.text import one_line
@@ -23,7 +23,8 @@ your own cards, and other figures for known ones, in ~/.config/scalegpt/gpus.yam
     gbps: 1790                             # bandwidth of its memory, GB/s
     host_gbps: 128                         # PCIe, both directions together, GB/s
   - name: RTX 4090                         # a known card: only the figures that differ
-    peer: true"""
+    peer: true
+    price_per_gpu_hour: 0.35               # optional; plans then say what a run costs"""
 
 UNITS = {
     "gib": "GiB of memory, as torch reports it",
@@ -74,6 +75,8 @@ def one_card(card: Card, remark: str | None = None) -> str:
     """The figures of one card with their sources, then ``remark``: a line on other cards that the user may have meant."""
     rows = [("figure", "value", "", "source")]
     rows += [(figure, f"{getattr(card, figure):g}", UNITS[figure], _source(card, figure)) for figure in FIGURES]
+    if card.price_per_gpu_hour is not None:
+        rows.append((PRICE, f"{card.price_per_gpu_hour:g}", "for one card for one hour", _source(card, PRICE)))
     rows.append(
         ("peer", "yes" if card.peer else "no", "copies directly to other cards over PCIe", _source(card, "peer"))
     )

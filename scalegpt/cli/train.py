@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scalegpt.api import run_request
 from scalegpt.cli.parser import Parser, add_run_settings, add_source, given_settings, path_argument
 from scalegpt.config.run import DATA
 from scalegpt.errors import InputError
+from scalegpt.hardware.networks import read_network
 from scalegpt.system.invocation import train_command
 from scalegpt.system.ranks import read_ranks
 from scalegpt.system.streams import outlast_standard_streams
@@ -60,6 +62,13 @@ def make_parser() -> Parser:
         help=f"settings that may differ when the run resumes; {DATA} allows other tokens, tokenizer tokens of another "
         "tokenizer",
     )
+    run.add_argument(
+        "--network",
+        metavar="NETWORK",
+        help="the network of each machine, as for `scalegpt plan`, for example 8xinfiniband-400g or 100Gb/s; a run on "
+        "several machines is refused if it reaches less than a quarter of it",
+    )
+    run.add_argument("--allow_slow_network", action="store_true", help="train even if the network is that slow")
     # The deepspeed launcher adds this flag. Its value is not used: the launcher also sets the rank in the environment.
     run.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_run_settings(parser)
@@ -73,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = make_parser().parse(argv)
     outlast_standard_streams()
     # Everything that needs no torch is checked before torch is imported.
+    if arguments.network is not None:
+        read_network(arguments.network)
     request = Request.of(
         preset=arguments.preset,
         config_file=arguments.config_file,
@@ -86,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
         resume_step=_resume_step(arguments.resume_step),
         progress=arguments.progress,
     )
+    request = replace(request, network=arguments.network, allow_slow_network=arguments.allow_slow_network)
     ending = run_request(request, arguments.device, stop, launcher)
     if request.run.train.max_iters == 0 and read_ranks().rank == 0:
         print("no step was taken: max_iters is 0; give a larger --max_iters to train", flush=True)

@@ -27,6 +27,8 @@ _ONLY_PLAN = {
     "host_memory_gb",
     "network",
     "network_gbps",
+    "price_per_gpu_hour",
+    "sweep_gpus",
     "html",
     "trace",
     "no_calibration",

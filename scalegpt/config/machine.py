@@ -7,6 +7,7 @@ from scalegpt.config.settings import Section, setting
 MOST_GPUS = 1_000_000
 MOST_GB = 1_000_000
 MOST_GBPS = 1_000_000
+MOST_PRICE = 1_000_000
 
 CPU = "cpu"
 """The value of ``gpu`` that stands for this machine's processor."""
@@ -50,6 +51,12 @@ class MachineConfig(Section):
         "network of each machine as a figure, in Gbit/s in each direction, for example 100 or 3200; instead of --network",
         above=0,
         maximum=MOST_GBPS,
+    )
+    price_per_gpu_hour: float | None = setting(
+        None,
+        "price of one GPU for one hour, in any currency, for the cost of the run; none: that of your own catalogue, if any",
+        above=0,
+        maximum=MOST_PRICE,
     )
     margin: float = setting(0.03, "share of each card's memory that a chosen plan leaves free", minimum=0, below=1)
 

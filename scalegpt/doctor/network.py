@@ -1,4 +1,4 @@
-"""Checks of the network: the loopback interface, the default port, and ports that are open to others."""
+"""Checks of the network: the loopback interface, the default port, ports that are open to others, and several ranks."""
 
 import errno
 import os
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import psutil
 
 from scalegpt.doctor.checks import FAILURE, OK, WARNING, Finding, Setting, check
+from scalegpt.errors import InputError, RunError
+from scalegpt.system.ranks import ranks_or_alone
 
 PORTS = {29500: "torchrun and DeepSpeed"}
 """The default port of each launcher → the launcher's name."""
@@ -71,3 +73,24 @@ def loopback(_: Setting) -> Iterator[Finding]:
         yield Finding(FAILURE, "no interface with 127.0.0.1 is up: ranks cannot meet", "ip link set lo up")
     else:
         yield Finding(OK, f"loopback interface {name}")
+
+
+@check("ranks")
+def ranks(_: Setting) -> Iterator[Finding]:
+    """Under a launcher: check that the ranks meet, compare their machines, and time an all-reduce over all ranks."""
+    from scalegpt.backends import World
+    from scalegpt.backends.machines import all_reduce_rate, check_machines
+
+    if ranks_or_alone().size == 1:
+        return
+    try:
+        world = World.join()
+    except (InputError, RunError) as error:
+        yield Finding(FAILURE, str(error), "start the same command on all machines")
+        return
+    for line in check_machines(world.machines):
+        yield Finding(WARNING, line, "make the machines alike")
+    reached = all_reduce_rate(world.device) / 1e9
+    where = f" on {len(world.machines)} machines" if world.machines else ""
+    world.leave()
+    yield Finding(OK, f"{world.size} ranks{where} meet, and an all-reduce reaches {reached:.3g} GB/s")

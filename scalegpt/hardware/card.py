@@ -46,6 +46,7 @@ class Card:
         link_cards: the largest number of cards that the link joins, for example 2 for a bridge; more cards use PCIe.
             None: the link joins all cards of a machine.
         peer: whether cards of this kind copy directly to each other over PCIe, not through host memory.
+        price_per_gpu_hour: price of one card for one hour, in any currency, from the user's own catalogue; None: not known.
         sources: name of a figure, for example ``tflops`` → its source; a source that begins with ~ marks an estimate.
     """
 
@@ -62,6 +63,7 @@ class Card:
     peer: bool
     link_cards: int | None = None
     aliases: tuple[str, ...] = ()
+    price_per_gpu_hour: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scalegpt.errors import InputError
 from scalegpt.hardware.card import Card
-from scalegpt.hardware.catalogue_file import FIGURES, CardEntry, read_entries
+from scalegpt.hardware.catalogue_file import FIGURES, PRICE, CardEntry, read_entries
 from scalegpt.hardware.gpu_words import name_key, name_words
 from scalegpt.storage import user_path
 
@@ -65,7 +65,7 @@ def _read(own: Path | None) -> tuple[Card, ...]:
 
 def _sources(entry: CardEntry) -> dict[str, str]:
     """Name of a figure → its source, for an entry's figures; if no source is given, the entry's file and line."""
-    return {key: entry.sources.get(key, entry.where) for key in (*FIGURES, "peer") if key in entry.values}
+    return {key: entry.sources.get(key, entry.where) for key in (*FIGURES, "peer", PRICE) if key in entry.values}
 
 
 def _new_card(entry: CardEntry) -> Card:

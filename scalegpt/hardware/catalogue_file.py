@@ -22,7 +22,9 @@ FIGURES = ("gib", "tflops", "gbps", "host_gbps", "link_gbps")
 COUNTS = ("gb", "link_cards")
 LISTS = ("match", "aliases")
 LINKS = ("nvlink", "xgmi", "pcie")
-KEYS = ("name", *LISTS, "capability", *COUNTS, *FIGURES, "link", "peer")
+PRICE = "price_per_gpu_hour"
+"""The key of a card's price, which only a user's own file has."""
+KEYS = ("name", *LISTS, "capability", *COUNTS, *FIGURES, "link", "peer", PRICE)
 
 MOST_CHARACTERS = 500
 """The largest number of characters in a value, for example a name or a source."""
@@ -129,13 +131,13 @@ def _value(path: Path, entry: CardEntry, key: str, node: Any) -> Any:
     """The value of a key, converted to Python; if it is written as [value, source], ``entry.sources`` gets the source."""
     if key in LISTS:
         return tuple(_text(path, item, key) for item in _items(path, node, key, "of words"))
-    if key in (*FIGURES, "peer") and node.id == "sequence":
+    if key in (*FIGURES, "peer", PRICE) and node.id == "sequence":
         if len(node.value) != 2:
             raise InputError(f"{_where(path, node)}: {key} must be a value, or [value, source]")
         node, source = node.value
         entry.sources[key] = _text(path, source, f"the source of {key}")
     text = _text(path, node, key)
-    if key in FIGURES:
+    if key in (*FIGURES, PRICE):
         return _number(path, node, key, text)
     if key in COUNTS:
         is_count = re.fullmatch("[0-9]{1,6}", text) is not None and int(text) > 0

@@ -70,6 +70,7 @@ def machine_at_hand(
         cores=usable_cores(root),
         network_gbps=network.gbps,
         network_kind=network.kind,
+        price_per_gpu_hour=settings.price_per_gpu_hour,
         notes=(*found.notes, *_notes(found, devices, smallest, gpus)),
     )
 
@@ -132,6 +133,7 @@ def cpu_machine(
         cores=cores,
         network_gbps=network.gbps,
         network_kind=network.kind,
+        price_per_gpu_hour=settings.price_per_gpu_hour,
         measured=rates.measured,
         notes=(*notes, *_rate_notes(rates)),
     )

@@ -53,6 +53,7 @@ class Machine:
         cores: CPU cores of one machine that a run may use; None: not known.
         network_gbps: network bandwidth of one machine, Gbit/s in each direction; None: not known.
         network_kind: the kind of that network, see :mod:`scalegpt.hardware.networks`; None: not known.
+        price_per_gpu_hour: price of one card for one hour that the settings give; None: not given.
         measured: the measured rates of the processor, for a run on a CPU; None: not measured.
         notes: remarks for the user, a line each, for example on memory that other processes hold, or on mixed cards.
     """
@@ -74,6 +75,7 @@ class Machine:
     cores: int | None = None
     network_gbps: float | None = None
     network_kind: str | None = None
+    price_per_gpu_hour: float | None = None
     measured: Measured | None = None
     notes: tuple[str, ...] = ()
 
@@ -114,6 +116,7 @@ class Machine:
             host_source=source,
             network_gbps=network.gbps,
             network_kind=network.kind,
+            price_per_gpu_hour=settings.price_per_gpu_hour,
             notes=(remark,) if remark else (),
         )
 
@@ -146,16 +149,33 @@ class Machine:
         return replace(self, gpus=gpus, nodes=nodes, link=link, host_bytes=host)
 
     def with_other_card(self, card: Card) -> "Machine":
-        """The same hardware with cards of another kind. Numbers, network, torch and a given host memory are kept."""
+        """The same hardware with cards of another kind. Numbers, network, torch and a given host memory are kept.
+
+        A given price is kept only if no card was named, since it is the price of that card.
+        """
         built = Machine.with_card(card, gpus=self.gpus, nodes=self.nodes)
         if self.host_source == GIVEN:
             built = replace(built, host_bytes=self.host_bytes, host_source=GIVEN)
-        return replace(built, network_gbps=self.network_gbps, network_kind=self.network_kind, torch=self.torch)
+        price = self.price_per_gpu_hour if self.card is None else None
+        return replace(
+            built,
+            network_gbps=self.network_gbps,
+            network_kind=self.network_kind,
+            price_per_gpu_hour=price,
+            torch=self.torch,
+        )
 
     @property
     def ranks(self) -> int:
         """Number of data-parallel ranks W over all machines: one for each card."""
         return self.gpus * self.nodes
+
+    @property
+    def gpu_price(self) -> float | None:
+        """Price of one card for one hour: as given, else that of the user's own catalogue; None: not known."""
+        if self.price_per_gpu_hour is not None or self.card is None:
+            return self.price_per_gpu_hour
+        return self.card.price_per_gpu_hour
 
 
 def read_counts(settings: MachineConfig, given: Collection[str]) -> tuple[MachineConfig, tuple[str, ...]]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.hardware.machine import Machine
+from scalegpt.planner.cost import Cost, cost_as_dict
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.time.rates import basis
@@ -54,10 +55,28 @@ def step(plan: Plan) -> str:
 
 
 def speed(plan: Plan) -> str:
-    """Tokens per second, MFU, the range of the tokens per second, and the time of the whole run, in words."""
+    """Tokens per second, MFU, the range of the tokens per second, and the time and cost of the whole run, in words."""
     share = f" on all GPUs, {plan.mfu:.0%} MFU" if plan.machine.is_gpu else ""
     tokens, time = whole_run(plan)
-    return f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {likely(plan)}; {tokens} in {time}"
+    return f"{plan.tokens_per_second:,.0f} tokens/s{share}, likely {likely(plan)}; {tokens} in {time}{costs(plan)}"
+
+
+def costs(plan: Plan) -> str:
+    """What the whole run costs, with the range that follows from that of its speed; empty without a price."""
+    cost, values = Cost.of(plan), cost_as_dict(plan)
+    if cost is None or cost.money is None:
+        return ""
+    low, high = money(values["cost_low"]), money(values["cost_high"])
+    return f", {money(cost.money)} for {cost.gpu_hours:,.3g} GPU hours at {cost.price:g}, likely {low} to {high}"
+
+
+def money(amount: float) -> str:
+    """An amount of money, in whatever currency its price has: with two decimals, small ones to three digits.
+
+    >>> [money(each) for each in (1234.5, 0.0123)]
+    ['1,234.50', '0.0123']
+    """
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.3g}"
 
 
 def likely(plan: Plan) -> str:

@@ -24,7 +24,7 @@ from scalegpt.planner.checks import (
     vocabulary_remark,
     with_expected_vocabulary,
 )
-from scalegpt.planner.command import launch_command
+from scalegpt.planner.cost import cost_as_dict
 from scalegpt.planner.length import length_notes
 from scalegpt.planner.plan import Plan
 from scalegpt.planner.precision import fastest_precision
@@ -32,6 +32,8 @@ from scalegpt.planner.search.advice import Alternative, Remedy, alternatives, re
 from scalegpt.planner.search.question import MARGIN, Question
 from scalegpt.planner.search.room import choose_in_room, fixed_in_room
 from scalegpt.planner.source import Source, folder_to_start_from, source_of
+from scalegpt.planner.start.command import launch_command, run_words
+from scalegpt.planner.start.launching import launch_text
 from scalegpt.planner.time.calibration import Calibration
 from scalegpt.planner.time.rates import basis, network_gbit
 from scalegpt.system.invocation import IN_BROWSER
@@ -47,6 +49,7 @@ class Asked:
         run: the run with all settings that were given. The planner may choose the settings that are ``auto`` or not given.
         source: the source of all settings that no flag gives.
         named: names of the settings that the source and the flags give.
+        all_cards: whether the plan must use all cards of the machine.
         fixed: names of the settings that must stay as they are.
         machine: the machine to plan for.
         calibration: measurements of earlier runs, which correct the overheads (memory outside the step's tensors).
@@ -60,6 +63,7 @@ class Asked:
     calibration: Calibration = field(default_factory=Calibration)
     margin: float = MARGIN
     named: frozenset[str] = frozenset()
+    all_cards: bool = False
 
     @classmethod
     def of(
@@ -127,7 +131,7 @@ class Asked:
         notes += [vocabulary] if vocabulary else []
         notes += self.source.notes(self.fixed)
         return (
-            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration),
+            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration, fewer=not self.all_cards),
             (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 
@@ -187,6 +191,12 @@ class Answer:
         source = self.asked.source
         return launch_command(plan or self.choice, source.trained, source.train_words, self.asked.fixed)
 
+    def launch(self, launcher: str) -> str:
+        """The command or file that trains the chosen plan under a launcher of :mod:`scalegpt.planner.start.launching`."""
+        source, plan = self.asked.source, self.choice
+        words = run_words(plan, source.trained, source.train_words, self.asked.fixed)
+        return launch_text(plan, words, launcher)
+
     def as_dict(self) -> Values:
         """The answer in the form that ``--json`` prints."""
         choice = self.plan_as_dict(self.choice)
@@ -213,7 +223,7 @@ class Answer:
 
     def plan_as_dict(self, plan: Plan) -> Values:
         """A plan for the same run, with its command line, in the form that ``--json`` prints."""
-        return plan.as_choice(self.command(plan))
+        return {**plan.as_choice(self.command(plan)), **cost_as_dict(plan)}
 
 
 def model_as_dict(run: RunConfig) -> Values:

@@ -76,8 +76,8 @@ def over_presets(
 ) -> list[Row]:
     """A row for each of the presets ``names`` (None: all of ScaleGPT's own) on one machine, the smallest model first."""
 
-    def row_of(name: str, flags: Values) -> Row:
-        return _row(
+    def row_with(name: str, flags: Values) -> Row:
+        return row_of(
             name,
             Asked.of(
                 preset=name, config_file=None, flags=flags, machine=machine, calibration=calibration, margin=margin
@@ -86,9 +86,9 @@ def over_presets(
 
     rows = []
     for name in preset_names() if names is None else names:
-        row = row_of(name, flags)
+        row = row_with(name, flags)
         if row.fits and row.offloads and "offload" not in flags:
-            row = replace(row, fits_without_offload=row_of(name, {**flags, "offload": "none"}).fits)
+            row = replace(row, fits_without_offload=row_with(name, {**flags, "offload": "none"}).fits)
         rows.append(row)
     return sorted(rows, key=lambda row: (count_parameters(row.run.model).total, row.run.model.block_size))
 
@@ -97,7 +97,7 @@ def over_cards(asked: Asked) -> list[Row]:
     """A row for every card of the catalogue, with the number of cards in ``asked``. The smallest memory comes first."""
     machine = asked.machine
     cards = sorted(catalogue(), key=lambda card: (card.usable_bytes, card.tflops))
-    return [_row(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
+    return [row_of(card.name, replace(asked, machine=machine.with_other_card(card))) for card in cards]
 
 
 MOST_IN_A_MACHINE, MOST_MACHINES = 8, 8
@@ -112,22 +112,22 @@ def over_counts(asked: Asked) -> Iterator[Row]:
     """
     machine = asked.machine
     width = machine.gpus if machine.nodes > 1 else max(machine.gpus, MOST_IN_A_MACHINE)
-    sizes = {(gpus, 1) for gpus in _doublings(width)}
+    sizes = {(gpus, 1) for gpus in doublings(width)}
     most = max(2 * machine.ranks, MOST_IN_A_MACHINE * MOST_MACHINES)
-    sizes |= {(width, nodes) for nodes in _doublings(max(1, most // width))}
+    sizes |= {(width, nodes) for nodes in doublings(max(1, most // width))}
     sizes.add((machine.gpus, machine.nodes))
     for gpus, nodes in sorted(sizes, key=lambda size: (size[0] * size[1], size[1])):
         other = machine.with_cards(gpus=gpus, nodes=nodes)
-        yield _row(str(other.ranks), replace(asked, machine=other))
+        yield row_of(str(other.ranks), replace(asked, machine=other))
 
 
-def _doublings(most: int) -> Iterator[int]:
+def doublings(most: int) -> Iterator[int]:
     """1, 2, 4, … up to ``most``, and ``most`` itself."""
-    yield from (2**power for power in range(most.bit_length()))
-    yield most
+    yield from sorted({most, *(2**power for power in range(most.bit_length()))} - {0})
 
 
-def _row(name: str, asked: Asked) -> Row:
+def row_of(name: str, asked: Asked) -> Row:
+    """A row with the answer to a question, without alternatives and remedies."""
     try:
         return Row(name, asked, answer(asked, explain=False))
     except InputError as error:

@@ -30,7 +30,7 @@ def train_command(launcher: str = "python", *options: str) -> str:
     Returns:
         The command, quoted for a shell, for example ``.venv/bin/torchrun --nproc_per_node 8 launch/train.py``.
     """
-    return shlex.join([*program(launcher), *options, *_target(launcher)])
+    return shlex.join([*program(launcher), *options, *script_words("--module" if launcher == "deepspeed" else "-m")])
 
 
 def program(name: str) -> list[str]:
@@ -58,11 +58,10 @@ def script() -> Path | None:
     return path if path.is_file() else None
 
 
-def _target(launcher: str) -> list[str]:
+def script_words(module_flag: str = "-m") -> list[str]:
+    """The words that tell Python or a launcher what to run; ``module_flag`` is its flag for a module."""
     path = script()
-    if path is not None:
-        return [_shown(path)]
-    return ["--module" if launcher == "deepspeed" else "-m", MODULE]
+    return [_shown(path)] if path is not None else [module_flag, MODULE]
 
 
 def _is_beside(one: Path, other: Path) -> bool:

@@ -107,6 +107,11 @@ class Housekeeping:
         """Whether all steps are taken."""
         return self.step >= self.job.total_steps
 
+    def _cause_of_end(self) -> str:
+        if self.all_taken or self.reason is None:
+            return "all steps taken"
+        return f"max_minutes {self.train.max_minutes} reached" if self.reason is Reason.TIME else self.reason.words
+
     def _progress(self) -> Progress:
         scaler = self.job.backend.scaler
         return Progress(

@@ -36,6 +36,9 @@ class Request:
         trust_checkpoint: whether to resume even from a checkpoint that another run has written.
         resume_step: resume from the checkpoint of this step, and set later checkpoints aside; None: resume from the newest.
         progress: ``auto``: a live line where the output is a terminal; ``plain``: plain lines everywhere.
+        network: the network of each machine, as for ``scalegpt plan``; a run on several machines is refused if it is far
+            from it. None: it is only measured.
+        allow_slow_network: whether to train although the network is far slower than ``network``.
         notes: lines to print.
     """
 
@@ -49,6 +52,8 @@ class Request:
     trust_checkpoint: bool = False
     resume_step: int | None = None
     progress: str = "auto"
+    network: str | None = None
+    allow_slow_network: bool = False
     notes: tuple[str, ...] = ()
 
     @classmethod

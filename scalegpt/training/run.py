@@ -17,6 +17,7 @@ from scalegpt.training.output.ending import contents, next_lines
 from scalegpt.training.request import Request
 from scalegpt.training.resilience.stopping import Stopped, StopRequest
 from scalegpt.training.runs.report.page import write_report
+from scalegpt.training.setup.machines import machine_lines
 from scalegpt.training.setup.prepare import prepare
 from scalegpt.training.trainer import Trainer
 
@@ -69,12 +70,15 @@ def collective_timeout(train: TrainConfig) -> timedelta:
 
 
 def _run(request: Request, world: World, stop: StopRequest) -> Ending:
+    lines = machine_lines(world, request.network, allow_slow=request.allow_slow_network)
     try:
         job = prepare(request, world, stop)
     except Stopped as stopped:
         if world.is_first:
             print(visible(stopped), flush=True)
         return Ending(stopped.exit_status, None)
+    for line in lines:
+        job.logger.say(line)
     if world.is_first and not job.resumed:  # once for each run: also a restart by the launcher resumes
         for line in public_ports(read_ranks()):
             job.logger.say(f"warning: {line}")
@@ -99,6 +103,10 @@ def _train(trainer: Trainer, job: Job, world: World) -> Ending:
             write_report(job.directory)
         except (InputError, RunError, OSError) as error:  # the run itself has succeeded
             job.logger.say(f"warning: report.html was not written: {error}")
+        try:
+            trainer.saving.mirror.update()
+        except RunError as error:
+            job.logger.say(f"warning: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {contents(job.directory.path)}")
         if trainer.all_taken:
             for line in next_lines(job.directory.path):

@@ -24,6 +24,7 @@ from scalegpt.training.output.step_line import StepLine
 from scalegpt.training.profile.recorder import Recorder
 from scalegpt.training.resilience.failure import handle_failure
 from scalegpt.training.resilience.guards import Conclusion, Spike, write_bad_steps
+from scalegpt.training.resilience.pace import Pace
 from scalegpt.training.resilience.rollback import (
     RollbackTarget,
     check_rollbacks,
@@ -46,6 +47,7 @@ class Trainer(Housekeeping):
         self.throughput = Throughput(job.batch_plan.tokens)
         self.flops = flops_per_token(job.run.model)
         self.energy = EnergyMeter(job.world)
+        self.pace = Pace(job.world, self.train.log_every)
         self.recorder = Recorder(job, self.step)
         self.gauges = Gauges(job.world.device, self.train.log_every)
         self.peak = peak_flops(device_name(job.world.device), self.train.precision)
@@ -113,7 +115,7 @@ class Trainer(Housekeeping):
         total = torch.zeros((), device=job.world.device)
         counted = None if job.document_end is None else torch.zeros_like(total)
         batches = self.batches.step(self.stretch.window_of(self.step + 1))
-        for micro, (tokens, targets) in enumerate(self.watchdog.loading(batches)):
+        for micro, (tokens, targets) in enumerate(self.pace.timed(self.watchdog.loading(batches))):
             total += job.backend.micro_step(tokens, targets, last=micro == job.batch_plan.grad_accum - 1)
             if counted is not None:
                 counted += counted_share(targets)
@@ -123,7 +125,7 @@ class Trainer(Housekeeping):
 
         def may_step() -> bool:
             # Read the loss here, where the backend has waited for the device. Later it would cost another wait.
-            loss, shares, flags = StepFlags.unpack(sums.tolist())
+            loss, shares, flags = StepFlags.unpack(sums.tolist(), job.world.size)
             unpacked.append((loss / (shares or job.batch_plan.grad_accum * job.world.size), flags))
             return self.guards.allow(self.step + 1, unpacked[0][0])
 
@@ -131,6 +133,8 @@ class Trainer(Housekeeping):
         loss, flags = unpacked[0]
         self.saving.update(failed=flags.save_failed, due=flags.save_due)
         self.reason = flags.stop
+        for line in self.pace.compare(flags.seconds):
+            job.logger.say(line)
         self.step += 1
         conclusion = self.guards.conclude(self.step, loss, skipped=result.skipped)
         seconds = self.clock.lap()
@@ -148,7 +152,8 @@ class Trainer(Housekeeping):
         limit = self.train.max_minutes
         if limit is not None and self.clock.total >= 60 * limit:
             self.job.stop.ask(Reason.TIME)
-        flags = StepFlags(self.saving.saver.failed, self.saving.is_due_by_time, self.job.stop.reason)
+        failed, due = self.saving.saver.failed, self.saving.is_due_by_time
+        flags = StepFlags(failed, due, self.job.stop.reason, (self.pace.taken(),))
         return flags.pack(total, self.job.world, counted)
 
     def _seed_dropout(self) -> None:
@@ -342,8 +347,3 @@ class Trainer(Housekeeping):
         predicted, energy = job.plan.speed()["tokens_per_second"], sum(joules.values()) or None
         work = Work(steps, steps * job.batch_plan.tokens, self.clock.total, predicted, energy, len(joules))
         return Review.of(job.directory.metrics, job.progress.step), work
-
-    def _cause_of_end(self) -> str:
-        if self.all_taken or self.reason is None:
-            return "all steps taken"
-        return f"max_minutes {self.train.max_minutes} reached" if self.reason is Reason.TIME else self.reason.words

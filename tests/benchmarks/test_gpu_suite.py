@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from benchmarks.gpu_suite import rows_within
+from benchmarks.gpu_wheels import FETCHED, ON_THE_MACHINE
 from benchmarks.suite import child as child_module
 from benchmarks.suite.child import ChildGoneError, Runner
 from benchmarks.suite.report import errors, markdown, said, share_of_largest, verdicts
@@ -109,6 +112,12 @@ def test_nothing_of_a_row_stays_in_the_process() -> None:
     assert done.returncode == 0, done.stderr
     first, second = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("living "))
     assert second <= first < 2**20
+
+
+def test_the_wheels_include_every_dependency_that_the_suite_may_import() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {Requirement(each).name for each in declared}
+    assert names - {"shtab"} <= {*FETCHED, *ON_THE_MACHINE}  # only `scalegpt completion` imports shtab
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from benchmarks.fit_throughput import (
 )
 from benchmarks.published import PublishedRun, attention_with_scores, fused_loss, read_others, read_published
 from benchmarks.suite.rows import ROOT
-from benchmarks.tables.fit import in_their_place, left_out
+from benchmarks.tables.fit import LARGE, in_their_place, left_out, scaling_table
 from benchmarks.trainers import FULL, FUSED, TRAINERS, UNFIT, trainer_of
 from scalegpt.architecture.operations import ATTENTION
 from scalegpt.planner.plan import Estimator
-from scalegpt.planner.time.rates import FASTEST, FITTED_ON, SHARES, SLOWEST, speed_range
+from scalegpt.planner.time.rates import DISPATCH, FASTEST, FILL, FITTED_ON, SHARES, SLOWEST, speed_range
 from scalegpt.planner.time.work import LOSS, RECOMPUTE
 
 DATA = ROOT.parent / "shared" / "data"
@@ -111,6 +111,42 @@ def test_trainers_left_out_of_the_fit_are_predicted_within_fifteen_percent() -> 
     errors = [abs(error) for error in unseen()]
     assert median(errors) < 0.15
     assert fmean(errors) < 0.20
+
+
+@with_runs
+@pytest.mark.slow
+def test_runs_on_16_gpus_and_more_are_predicted_without_their_trainer() -> None:
+    errors = [abs(error) for run, error in zip(runs(), unseen(), strict=True) if run.batch.ranks >= LARGE]
+    assert len(errors) >= 45
+    assert fmean(errors) < 0.15
+
+
+@with_runs
+@pytest.mark.slow
+def test_scaling_from_8_to_512_gpus_is_predicted_within_ten_points() -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in scaling_table(runs(), unseen()).splitlines()
+        if "%" in line
+    ]
+    off = {tuple(row[:4]): abs(float(row[-1])) for row in rows if row[-1][0] in "+-"}
+    assert off["llm-foundry", "H100 SXM", "mpt-13b", "8 to 512"] < 10
+    assert len(off) >= 10
+    assert fmean(off.values()) < 5
+
+
+@with_runs
+@pytest.mark.slow
+def test_the_fitted_numbers_are_those_of_the_time_model() -> None:
+    numbers = fit(runs()).numbers
+    for capability in FITTED_ON:
+        shares = SHARES[capability]
+        for name in ("matmul", "attention"):
+            assert getattr(shares, name).value == pytest.approx(numbers[f"{name} {capability}"], rel=0.003)
+        for name in ("memory", "interference", "straggling"):
+            assert getattr(shares, name).value == pytest.approx(numbers[name], rel=0.01)
+    assert FILL.value == pytest.approx(numbers["fill"], rel=0.003)
+    assert DISPATCH.value == pytest.approx(numbers["dispatch"], rel=0.003)
 
 
 @with_runs

@@ -516,3 +516,63 @@ def test_nothing_heavy_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stderr.strip() == "[]"
+
+
+# --- clusters and cost -----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_prints_a_line_for_each_number_of_gpus(plan: Any, printed: Any) -> None:
+    words = "--preset 150M_1024 --gpu 'h100 sxm' --sweep_gpus 64 --network 8xinfiniband-400g"
+    found = plan(words)
+    assert [point["gpus"] for point in found["sweep"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert found["tokens_per_step"] == 393216
+    assert found["gpu"]["network_gbps"] == 3200
+    text = printed(words)
+    assert found["stops"] in text
+    assert "strong scaling" in text
+    assert "GPU hours for 1M tokens" in text
+    priced = printed(f"{words} --price_per_gpu_hour 2.5")
+    assert "cost of 1M tokens" in priced
+    assert [line.split()[0] for line in priced.splitlines() if line[:4].strip().isdigit()] == [
+        str(point["gpus"]) for point in found["sweep"]
+    ]
+    four = plan("--preset 150M_1024 --gpu 'h100 sxm' --gpus 4 --sweep_gpus 8")
+    assert [(point["gpu"]["count"], point["gpu"]["nodes"]) for point in four["sweep"]] == [
+        (1, 1),
+        (2, 1),
+        (4, 1),
+        (4, 2),
+    ]
+
+
+def test_a_price_gives_the_cost_of_the_run(plan: Any, printed: Any) -> None:
+    words = "--preset 150M_1024 --gpu a100-40gb --gpus 2 --price_per_gpu_hour 1.5"
+    choice = plan(words)["choice"]
+    assert choice["cost"] == pytest.approx(2 * choice["run_hours"] * 1.5)
+    assert f"{choice['cost']:,.2f} for " in printed(words)
+    assert " GPU hours at 1.5, likely " in printed(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--gpu h100 --sweep_gpus", "sweep_gpus plans one run"), ("--preset tiny --sweep_gpus", "needs a GPU whose speed"),
+        ("--preset tiny --gpu 4090 --sweep_gpus 0", "a whole number from 1 to"),
+        ("--preset tiny --gpu 4090 --sweep_gpus many", "a whole number from 1 to"),
+        ("--preset tiny --gpu 4090 --sweep_gpus=-3", "a whole number from 1 to"),
+        ("--preset tiny --gpu 4090 --nodes 2 --sweep_gpus", "omit --nodes"),
+        ("--preset tiny --gpu 4090 --sweep_gpus --html a", "html shows one"),
+        ("--preset tiny --gpu 4090 --price_per_gpu_hour -1", "price_per_gpu_hour must be more than 0"),
+        ("--preset tiny --gpu 4090 --price_per_gpu_hour free", "price_per_gpu_hour must be a number"),
+        ("--preset tiny --gpu 4090 --network 400", "has no unit; write 400Gb/s"),
+        ("--preset tiny --gpu 4090 --network infiniband-40g", "did you mean infiniband-400g"),
+        ("--preset tiny --gpu 4090 --network roce-100g --network_gbps 5", "give one of them"),
+    ],
+)  # fmt: skip
+def test_bad_input_about_clusters_and_prices_is_one_line(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *shlex.split(words)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1

@@ -20,8 +20,8 @@ from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.checks import with_expected_vocabulary
-from scalegpt.planner.command import DATA, PREPARED
 from scalegpt.planner.query import Answer, Asked, answer
+from scalegpt.planner.start.command import DATA, PREPARED
 from scalegpt.system.invocation import train_command
 
 DRAWS = 300

@@ -50,6 +50,15 @@ def test_row_12_a_stalled_loader_is_named_and_the_restart_finishes(
 
 
 @pytest.mark.faults
+def test_a_slow_rank_is_named(start_job: Start, layout: str) -> None:
+    """It computes longer; the steps of both ranks take equally long, since they wait for each other."""
+    job = start_job(layout)
+    job.finish("--max_iters", "40", burn={"rank": 1, "seconds": 0.1})
+    (line,) = [line for line in job.output().splitlines() if "the median of the ranks for its own work" in line]
+    assert line.startswith("warning: rank 1 takes ")
+
+
+@pytest.mark.faults
 def test_row_22_out_of_memory_on_one_rank(start_job: Start, undisturbed: Undisturbed, layout: str) -> None:
     job = start_job(layout)
     job.start(oom={"rank": 1, "step": 7, "above": 2})

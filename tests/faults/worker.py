@@ -9,8 +9,10 @@
 ``crash``   ``{"rank": …, "step": …}``: that rank is killed in that step, once
 ``signal``  ``{"rank": …, "step": …}``: that rank is sent SIGUSR1 in that step
 ``oom``     ``{"rank": …, "step": …, "above": …}``: that rank asks for 2^50 bytes if its micro batch is larger than ``above``
+``burn``    ``{"rank": …, "seconds": …}``: that rank computes this long more in every micro batch
 ``eio``     ``{"rank": …, "step": …, "times": …}``: syncing a file fails this many times on that rank
 ``writer``  ``{"rank": …, "step": …}``: that rank's writing of a checkpoint runs into an error that is not the disk's
+``elsewhere`` ``{"rank": …, "folder": …}``: that rank runs in another folder, and so sees no ``runs/``: another machine's disk
 ``limit``   ``{"step": …, "bytes": …}``: no file may become larger
 """
 
@@ -127,13 +129,15 @@ def install_faults() -> None:
         return batches(self, first)
 
     TrainingBatches.step = step  # type: ignore[method-assign]
-    oom = FAULTS.get("oom", {})
-    if oom.get("rank") == RANK:
+    oom, burn = FAULTS.get("oom", {}), FAULTS.get("burn", {})
+    if RANK in (oom.get("rank"), burn.get("rank")):
         from scalegpt.backends.deepspeed.engine import DeepSpeedBackend
         from scalegpt.backends.fsdp import FSDPBackend
 
         for backend in (DeepSpeedBackend, FSDPBackend):
-            backend.micro_step = hungry(backend.micro_step, oom, torch)  # type: ignore[method-assign]
+            real = backend.micro_step
+            changed = hungry(real, oom, torch) if oom else burning(real, burn["seconds"])
+            backend.micro_step = changed  # type: ignore[method-assign]
 
 
 def inject() -> None:
@@ -157,6 +161,16 @@ def hungry(real: Callable[..., Any], oom: dict[str, int], torch: Any) -> Callabl
     return micro_step
 
 
+def burning(real: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def micro_step(*arguments: Any, **options: Any) -> Any:
+        until = time.thread_time() + seconds
+        while time.thread_time() < until:
+            pass
+        return real(*arguments, **options)
+
+    return micro_step
+
+
 if __name__ == "__main__":
     import sys
 
@@ -164,6 +178,8 @@ if __name__ == "__main__":
     if FAULTS.get("slow", {}).get("place") == "import":  # before torch is imported, and anything of ours
         Path(f"at_import.{RANK}").touch()
         time.sleep(FAULTS["slow"]["seconds"])
+    if FAULTS.get("elsewhere", {}).get("rank") == RANK:
+        os.chdir(FAULTS["elsewhere"]["folder"])
     from scalegpt.cli.main import run_and_exit
 
     install_faults()

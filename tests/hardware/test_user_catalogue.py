@@ -57,6 +57,14 @@ def test_a_card_may_say_all_of_it(own: Any) -> None:
     assert card.link_of(4).gbps == 64
 
 
+def test_a_card_may_have_a_price(own: Any) -> None:
+    path = own("- name: RTX 4090\n  price_per_gpu_hour: 0.35\n" + NEW + "  price_per_gpu_hour: [1.5, my provider]\n")
+    assert (find_card("4090").price_per_gpu_hour, find_card("5090d").price_per_gpu_hour) == (0.35, 1.5)
+    assert find_card("4090").sources["price_per_gpu_hour"] == f"{path}:1"
+    assert find_card("5090d").sources["price_per_gpu_hour"] == "my provider"
+    assert find_card("a100-40gb").price_per_gpu_hour is None
+
+
 @pytest.mark.parametrize("name", ["RTX 4090", "rtx4090", "4090", "GeForce RTX 4090"])
 def test_figures_of_a_known_card_are_overridden(own: Any, name: str) -> None:
     before = find_card("4090")
@@ -113,6 +121,7 @@ BAD = {
     "- name: RTX 4090\n  gbsp: 5": ":2: unknown key 'gbsp'; did you mean gbps",
     "- name: RTX 4090\n  gbps: fast": ":2: gbps must be a number above 0 and below 1,000,000, not 'fast'",
     "- name: RTX 4090\n  gbps: 0": ":2: gbps must be a number above 0",
+    "- name: RTX 4090\n  price_per_gpu_hour: -1": ":2: price_per_gpu_hour must be a number above 0",
     "- name: RTX 4090\n  gbps: -5": ":2: gbps must be a number above 0",
     "- name: RTX 4090\n  gbps: nan": ":2: gbps must be a number above 0",
     "- name: RTX 4090\n  gbps: .inf": ":2: gbps must be a number above 0",

@@ -9,15 +9,10 @@ from typing import Any
 
 import pytest
 
+from launch_flags import SHAPE, TEXT
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-TEXT = "\n".join(f"{i} green bottles hanging on the wall, and if one should fall, {i - 1} are left" for i in range(400))
-SHAPE = [
-    "--tokenizer", "byte", "--vocab-size", "auto", "--n_layer", "2", "--n_embd", "32", "--n-head", "2",
-    "--block_size", "32", "--device", "cpu", "--seed", "3", "--learning_rate", "1e-2", "--warmup_steps", "2",
-    "--tokens_per_step", "512", "--eval_every", "5", "--checkpoint_every", "5", "--sample_tokens", "8",
-    "--eval_tokens", "512", "--precision", "fp32",
-]  # fmt: skip
 LAUNCHERS = {
     "python": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],

@@ -15,13 +15,25 @@ from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
 from scalegpt.planner.plan import Estimator
 from scalegpt.planner.time.communication import collectives, sent_bytes
+from scalegpt.planner.time.links import Latency, Links
 from scalegpt.planner.time.rates import Rates
-from scalegpt.planner.time.step_time import COMMUNICATION, HOST, LAUNCHES, Sends, StepTime, StepWork, step_time
+from scalegpt.planner.time.step_time import (
+    COMMUNICATION,
+    HOST,
+    LAUNCHES,
+    STRAGGLERS,
+    Sends,
+    StepTime,
+    StepWork,
+    step_time,
+)
 from scalegpt.planner.time.work import count_work
 
+NONE = Latency((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
 INSTANT = Rates(
     matmul=1e30, fill=0.0, attention=1e30, memory=1e30, loss=1e30, update=1e30, kernel=0.0, dispatch=4e-6,
-    link=1e30, message=0.0, overlap=0.0, interference=0.0, host_link=1e30, host_update=1e30, peak=1e30,
+    links=Links(gpus=10**6, nodes=1, inside=1e30, network=1e30, latency=NONE), overlap=0.0, interference=0.0,
+    straggling=0.0, host_link=1e30, host_update=1e30, peak=1e30,
 )  # fmt: skip
 """A card that needs no time for anything. Python still needs its own."""
 
@@ -37,9 +49,14 @@ def fsdp(stage: int = 2, **flags: Any) -> RunConfig:
     return made(backend="fsdp", zero_stage=stage, **flags)
 
 
-def time(run: RunConfig, ranks: int = 1, grad_accum: int = 1, **rates: float) -> StepTime:
+def time(
+    run: RunConfig, ranks: int = 1, grad_accum: int = 1, link: float = 1e30, message: float = 0.0, **rates: float
+) -> StepTime:
+    """The time at these rates; ``message`` are the seconds of each collective, however small."""
     if "memory" in rates:  # one memory holds everything
         rates = {"loss": rates["memory"], "update": rates["memory"], **rates}
+    links = replace(INSTANT.links, inside=link, latency=NONE._replace(start=(message, message)))
+    rates |= {"links": links}  # type: ignore[dict-item]
     return step_time(run, replace(INSTANT, **rates), ranks=ranks, grad_accum=grad_accum)
 
 
@@ -75,9 +92,12 @@ def test_parts_add_up_and_the_whole_is_the_same_without_them() -> None:
 
 def test_a_card_and_a_host_twice_as_fast_in_all_take_half_as_long() -> None:
     for counted, rates in random_steps():
+        slow = rates.links
+        start, inside, between = ((ring / 2, tree / 2) for ring, tree in slow.latency)
+        links = replace(slow, inside=2 * slow.inside, network=2 * slow.network, latency=Latency(start, inside, between))
         twice = replace(
-            rates, matmul=2 * rates.matmul, attention=2 * rates.attention, memory=2 * rates.memory, link=2 * rates.link,
-            kernel=rates.kernel / 2, dispatch=rates.dispatch / 2, message=rates.message / 2, host_link=2 * rates.host_link,
+            rates, matmul=2 * rates.matmul, attention=2 * rates.attention, memory=2 * rates.memory, links=links,
+            kernel=rates.kernel / 2, dispatch=rates.dispatch / 2, host_link=2 * rates.host_link,
             host_update=2 * rates.host_update, loss=2 * rates.loss, update=2 * rates.update,
         )  # fmt: skip
         assert counted.totals().seconds(twice) == pytest.approx(counted.time(rates).seconds / 2, rel=1e-12)
@@ -155,8 +175,9 @@ def test_sending_costs_its_bytes_over_the_link_where_nothing_hides_it(stage: int
 
 def one_message_of_each_pass(run: RunConfig, ranks: int, grad_accum: int) -> float:
     """Bytes of the messages that nothing can hide: one of each pass."""
-    sends = Sends.of(collectives(run, run.parallel.mesh(ranks)), grad_accum)
-    return grad_accum * sum(each.bytes / each.messages for each in (sends.forward[0], sends.backward[0]))
+    mesh = run.parallel.mesh(ranks)
+    sends = Sends.of(collectives(run, mesh), grad_accum, mesh)
+    return grad_accum * sum(each.bytes / each.messages for each in (*sends.forward[0], *sends.backward[0]))
 
 
 def test_where_sending_is_short_all_of_it_hides_but_for_one_message_of_each_pass() -> None:
@@ -194,6 +215,14 @@ def test_a_step_is_no_shorter_than_its_sending_and_no_longer_than_all_one_after_
 def test_every_collective_costs_a_message() -> None:
     run = fsdp(2)  # the root and each block: gathered and reduced once a step
     assert time(run, 8, 3, message=1.0).parts[COMMUNICATION] == pytest.approx(2 * (L + 1), rel=1e-6)
+
+
+def test_every_step_waits_for_the_slowest_of_several_machines() -> None:
+    alone = time(fsdp(3), 16, 2, matmul=1e9, link=1e9)
+    waits = time(fsdp(3), 16, 2, matmul=1e9, link=1e9, straggling=0.04)
+    assert waits.seconds == pytest.approx(1.04 * alone.seconds)
+    assert waits.parts[STRAGGLERS] == pytest.approx(0.04 * alone.seconds)
+    assert STRAGGLERS not in alone.parts
 
 
 def test_accumulating_spares_stage_2_the_sending_that_stage_3_repeats() -> None:

@@ -18,7 +18,7 @@ flags = st.builds(
 @given(st.lists(flags, min_size=1, max_size=8))
 def test_flags_of_all_ranks_are_combined(ranks: list[StepFlags]) -> None:
     packed = [each.pack(torch.tensor(float(rank)), ALONE) for rank, each in enumerate(ranks)]
-    loss, counted, together = StepFlags.unpack(torch.stack(packed).sum(dim=0).tolist())
+    loss, counted, together = StepFlags.unpack(torch.stack(packed).sum(dim=0).tolist(), ranks=1)
     assert loss == sum(range(len(ranks)))
     assert counted == 0
     assert together.save_failed == any(each.save_failed for each in ranks)
@@ -29,12 +29,12 @@ def test_flags_of_all_ranks_are_combined(ranks: list[StepFlags]) -> None:
 
 def test_a_loss_that_is_not_finite_leaves_the_flags_readable() -> None:
     packed = StepFlags(save_failed=False, save_due=True, stop=Reason.INT).pack(torch.tensor(float("nan")), ALONE)
-    loss, _, seen = StepFlags.unpack((2 * packed).tolist())
+    loss, _, seen = StepFlags.unpack((2 * packed).tolist(), ranks=1)
     assert loss != loss
-    assert seen == StepFlags(save_failed=False, save_due=True, stop=Reason.INT)
+    assert seen == StepFlags(save_failed=False, save_due=True, stop=Reason.INT, seconds=(0.0,))
 
 
-@pytest.mark.parametrize("count", [3, 4 + len(Reason) + 1])
+@pytest.mark.parametrize("count", [3, 4 + len(Reason) + 2])
 def test_a_message_of_another_length_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=r"values to unpack|argument"):
-        StepFlags.unpack([0.0] * count)
+        StepFlags.unpack([0.0] * count, ranks=1)

@@ -1,11 +1,13 @@
-"""The tables of ``scalegpt plan``: every preset on one machine, or one run on every card."""
+"""The tables of ``scalegpt plan``: every preset on one machine, one run on every card, or on more and more GPUs."""
 
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.output import aligned
 from scalegpt.hardware.machine import Machine
-from scalegpt.plan_page.wording import cards, duration, layout, nodes, sources, total_and_speed
+from scalegpt.plan_page.wording import cards, duration, layout, money, nodes, sources, total_and_speed
+from scalegpt.planner.cost import Cost
 from scalegpt.planner.length import total_steps
 from scalegpt.planner.query import Answer, host_notes, machine_notes
+from scalegpt.planner.sweep import Point, Sweep
 from scalegpt.planner.tables import Row, largest
 from scalegpt.planner.time.rates import basis_of_all
 from scalegpt.units import gib
@@ -35,8 +37,51 @@ def cards_table(given: Answer, rows: list[Row]) -> str:
 
 def _table(heads: tuple[str, str], firsts: list[tuple[str, str]], rows: list[Row]) -> str:
     """The plans of ``rows`` as a text table; ``firsts`` has the first two cells of each row, ``heads`` their headings."""
-    cells = [(*first, *_cells(row)) for first, row in zip(firsts, rows, strict=True)]
-    return aligned([(*heads, *_HEADING), *cells], right={1, 2, 5, 6, 7})
+    priced = any(row.asked.machine.gpu_price is not None for row in rows)
+    cells = [(*first, *_cells(row)[: None if priced else -1]) for first, row in zip(firsts, rows, strict=True)]
+    return aligned([(*heads, *_HEADING, *(("cost",) if priced else ())), *cells], right={1, 2, 5, 6, 7, 8})
+
+
+def sweep_table(found: Sweep) -> str:
+    """A text table of one run on more and more GPUs, and where adding GPUs stops paying."""
+    run, machine = found.asked.run, found.asked.machine
+    head = (
+        f"{run.name}, {count_parameters(run.model).total:,} parameters, on {machine.name}s, up to {machine.gpus} in a "
+        f"machine; a step has {found.tokens:,} tokens on all of them (strong scaling)"
+    )
+    priced = machine.gpu_price is not None
+    unit = "cost of 1M tokens" if priced else "GPU hours for 1M tokens"
+    heads = (
+        "GPUs", "machines", "tokens/s", "efficiency", "of this step", "whole run", *(("cost",) if priced else ()), unit,
+        "micro batch", "layout",
+    )  # fmt: skip
+    table = aligned([heads, *(_point(point, priced=priced) for point in found.points)], right=set(range(9 + priced)))
+    said = [found.stops, *([found.ended] if found.ended else [])]
+    given = next((point.row.given for point in reversed(found.points) if point.row.given is not None), None)
+    notes = [] if given is None else [note for note in given.notes if not note.startswith("warning")]
+    notes += [
+        "efficiency: tokens/s of each GPU, relative to the fewest GPUs; of this step: relative to the line above",
+        *(sources(given.choice) if given is not None else ()),
+    ]
+    return "\n\n".join([head, table, "\n".join(said), "\n".join(f"note: {note}" for note in notes)])
+
+
+def _point(point: Point, *, priced: bool) -> tuple[str, ...]:
+    row, plan, cost = point.row, point.row.plan, point.cost
+    counts = str(point.gpus), str(row.asked.machine.nodes)
+    if plan is None or cost is None or point.efficiency is None:
+        lacks = row.why_not or ("too little host memory" if plan and plan.fits else "does not fit")
+        return (*counts, *("",) * (6 + priced), lacks)
+    amounts = (
+        (money(cost.money or 0.0), money(cost.money_per_million or 0.0))
+        if priced
+        else (f"{cost.gpu_hours_per_million:.3g}",)
+    )
+    kept = "" if point.kept is None else f"{point.kept:.0%}"
+    return (
+        *counts, f"{plan.tokens_per_second:,.0f}", f"{point.efficiency:.0%}", kept, duration(3600 * cost.hours), *amounts,
+        f"{plan.batch.micro_batch} × {plan.batch.grad_accum}", layout(plan.run.parallel, stage=""),
+    )  # fmt: skip
 
 
 _HEADING = ("micro batch", "recompute, loss", "layout", "total", "tokens/s", "whole run")
@@ -45,15 +90,17 @@ _HEADING = ("micro batch", "recompute, loss", "layout", "total", "tokens/s", "wh
 def _cells(row: Row) -> tuple[str, ...]:
     plan = row.plan
     if plan is None:
-        return "", row.why_not or "", "", "", "", ""
+        return "", row.why_not or "", "", "", "", "", ""
     if not row.fits:
         lacks = f"does not fit: {gib(plan.missing_bytes)} too much" if plan.fits is False else "too little host memory"
-        return "", lacks, "", gib(plan.total_bytes), "", ""
+        return "", lacks, "", gib(plan.total_bytes), "", "", ""
     train = plan.run.train
     total, speed = total_and_speed(plan)
     whole_run = duration(total_steps(train, plan.batch.tokens) * plan.seconds) if speed else ""
     settings = f"{train.recompute}, {train.loss}", layout(plan.run.parallel, stage="")
-    return str(plan.batch.micro_batch), *settings, total, speed, whole_run
+    cost = Cost.of(plan)
+    amount = "" if cost is None or cost.money is None else money(cost.money)
+    return str(plan.batch.micro_batch), *settings, total, speed, whole_run, amount
 
 
 def _largest(rows: list[Row]) -> str:

@@ -13,7 +13,7 @@ from scalegpt.planner.search.question import Scheme
 TIE = 0.02
 """Relative width of a time class; times in one class count as equal."""
 
-ERROR = 0.071
+ERROR = 0.068
 """Error of the ratio of two plans' times: √2 times the mean absolute error of predicted tokens/s in cross-validation.
 
 There the trainer's own efficiency is known; here it cancels in the ratio (docs/PLANNER.md).

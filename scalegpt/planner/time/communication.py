@@ -46,12 +46,17 @@ from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
 from scalegpt.planner.memory.newton_schulz import Exchange, wire
 from scalegpt.planner.memory.states import tensors_of
 from scalegpt.planner.memory.tensors import numel
+from scalegpt.planner.time.links import ALL_REDUCE, EXCHANGE, RING, Way
 from scalegpt.units import BYTES
 
 ALL, SHARDS, REPLICAS = "all", "shards", "replicas"
 FORWARD, BACKWARD, EXPOSED = "forward", "backward", "exposed"
 FIRST, LAST, EVERY, STEP = "first micro step", "last micro step", "every micro step", "step"
 LATER = "every micro step but the first"
+
+
+_WAYS = {"all_reduce": ALL_REDUCE, "all_to_all": EXCHANGE}
+"""The kind of a collective → the kind of its way; all others go in a ring."""
 
 
 class Collective(NamedTuple):
@@ -76,6 +81,10 @@ class Collective(NamedTuple):
     when: str
     behind: str
     over: str = ALL
+
+    def way(self, mesh: Mesh) -> Way:
+        """How the tensors are exchanged, and among which ranks of the mesh."""
+        return Way(_WAYS.get(self.kind, RING), self.ranks, mesh.shards if self.over == REPLICAS else 1)
 
     def times(self, grad_accum: int) -> int:
         """How often they occur in an optimizer step of this number of micro batches."""

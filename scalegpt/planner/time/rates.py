@@ -1,25 +1,28 @@
 """The rates of a card in training (FLOP/s, bytes/s): the catalogue's peaks times the shares that training reaches.
 
-The shares ``matmul`` and ``attention`` of the A100 and the H100, and ``memory`` and ``interference`` of all GPUs, are
-fitted to published runs of other trainers; so are :data:`FILL` and :data:`DISPATCH`. ``python
+The shares ``matmul`` and ``attention`` of the A100 and the H100, and ``memory``, ``interference`` and ``straggling`` of all
+GPUs, are fitted to published runs of other trainers; so are :data:`FILL` and :data:`DISPATCH`. ``python
 benchmarks/fit_throughput.py`` fits them, and tests the fit by predicting each trainer from the runs of the others
 (docs/PLANNER.md has the errors). All other shares are estimates, marked with ~. No share has been measured with our own
 trainer on a GPU yet.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from scalegpt.hardware.gpus import Card
 from scalegpt.hardware.machine import Machine
 from scalegpt.hardware.processor import ProcessorRates
 from scalegpt.planner.memory.overheads import Figure
+from scalegpt.planner.time.links import NETWORK_SHARE, Links, latency
 
 FITTED = "python benchmarks/fit_throughput.py published_runs.csv published_runs_other_trainers.csv"
 
 
-_MEMORY = Figure(0.601, FITTED)
-_LINK = Figure(0.8, "~ring bus bandwidth that NCCL reports, over the link's own")
-_INTERFERENCE = Figure(0.163, FITTED)
+_MEMORY = Figure(0.602, FITTED)
+_LINK = Figure(0.8, "github.com/NVIDIA/nccl-tests/pull/189: 240 of 300 GB/s over the NVLink of an A100")
+_INTERFERENCE = Figure(0.131, FITTED)
+_STRAGGLING = Figure(0.018, FITTED)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class Shares:
         attention: share of the dense peak FLOP/s that attention kernels reach; FLOPs of masked positions do not count.
         memory: share of the memory bandwidth that is reached by kernels that only move data. It is low, because it also
             covers memory traffic that :mod:`scalegpt.planner.time.work` does not count.
-        link: share of a link's bandwidth in one direction that collectives reach.
+        link: share of the bandwidth in one direction that collectives reach on the links inside a machine.
         interference: share of the time of hidden collectives that still prolongs the pass.
+        straggling: share of a step by which waiting for the slowest machine prolongs it, for each factor e in the number
+            of machines.
     """
 
     matmul: Figure
@@ -40,15 +45,16 @@ class Shares:
     memory: Figure = _MEMORY
     link: Figure = _LINK
     interference: Figure = _INTERFERENCE
+    straggling: Figure = _STRAGGLING
 
 
 SHARES = {
     "7.0": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
     "7.5": Shares(Figure(0.70, "~"), Figure(0.20, "~mem_efficient kernel")),
-    "8.0": Shares(Figure(0.933, FITTED), Figure(0.358, FITTED)),
-    "8.6": Shares(Figure(0.933, "~as 8.0"), Figure(0.358, "~as 8.0")),
-    "8.9": Shares(Figure(0.933, "~as 8.0"), Figure(0.358, "~as 8.0")),
-    "9.0": Shares(Figure(0.761, FITTED), Figure(0.207, FITTED)),
+    "8.0": Shares(Figure(0.948, FITTED), Figure(0.354, FITTED)),
+    "8.6": Shares(Figure(0.948, "~as 8.0"), Figure(0.354, "~as 8.0")),
+    "8.9": Shares(Figure(0.948, "~as 8.0"), Figure(0.354, "~as 8.0")),
+    "9.0": Shares(Figure(0.786, FITTED), Figure(0.203, FITTED)),
     "10.0": Shares(Figure(0.70, "~"), Figure(0.15, "~")),
     "10.3": Shares(Figure(0.70, "~as 10.0"), Figure(0.15, "~as 10.0")),
     "12.0": Shares(Figure(0.90, "~"), Figure(0.30, "~")),
@@ -72,7 +78,7 @@ HOST_UPDATE = Figure(
 )
 THROUGH_HOST = Figure(0.4, "~share of its link that a card uses if it reaches other cards only through host memory")
 
-FILL = Figure(709.0, FITTED)
+FILL = Figure(755.0, FITTED)
 """Elements of the inner dimension.
 
 A matmul of [m, k] and [k, n] takes the time of 2·m·n·(k + FILL) FLOPs, because each tile of the result also loads its
@@ -80,14 +86,12 @@ first operands and writes its sums, which takes as long as FILL further steps.
 """
 
 KERNEL = Figure(4e-6, "~seconds that the GPU spends before and after the work of a kernel")
-DISPATCH = Figure(53.6e-6, FITTED)
+DISPATCH = Figure(53.4e-6, FITTED)
 """Seconds that Python, the dispatcher, autograd and the driver need to start one of the kernels that ``work`` counts,
 eager or compiled. A compiled block has fewer kernels, but starts none of them faster (``python
 benchmarks/host_time.py``).
 """
 KERNEL_ON_CPU = Figure(30e-6, "python benchmarks/host_time.py, on one core of a server")
-MESSAGE = Figure(15e-6, "~seconds of a collective between cards of one machine, however small")
-MESSAGE_BETWEEN = Figure(40e-6, "~seconds of a collective between machines, however small")
 
 SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.45, FITTED)
 """The range, relative to the prediction, that contains the tokens per second of a new trainer with 90% confidence;
@@ -121,10 +125,10 @@ class Rates:
         kernel: seconds that the card spends on starting each kernel; on a processor, seconds that Python and autograd
             spend.
         dispatch: seconds that the host spends on starting each kernel, beside the card; 0 on a processor.
-        link: bytes/s that a rank sends in a collective over all ranks; 0 with a single rank.
-        message: seconds that each collective takes in addition to sending its bytes.
+        links: the links between the machine's ranks, and between machines.
         overlap: share of a pass's time during which collectives run beside the computation: 1 on a GPU, 0 on a processor.
         interference: see :class:`Shares`.
+        straggling: share of a step by which waiting for the slowest machine prolongs it; 0 with one machine.
         host_link: bytes/s between card and host, in one direction.
         host_update: bytes/s that the optimizer update moves in host memory.
         peak: the card's dense peak in the compute dtype, in FLOP/s; MFU is relative to it.
@@ -138,10 +142,10 @@ class Rates:
     update: float
     kernel: float
     dispatch: float
-    link: float
-    message: float
+    links: Links
     overlap: float
     interference: float
+    straggling: float
     host_link: float
     host_update: float
     peak: float
@@ -169,10 +173,10 @@ class Rates:
             update=memory,
             kernel=KERNEL.value if on_gpu else KERNEL_ON_CPU.value,
             dispatch=DISPATCH.value if on_gpu else 0.0,
-            link=_link(card, machine, shares.link.value),
-            message=MESSAGE.value if machine.nodes == 1 else MESSAGE_BETWEEN.value,
+            links=_links(card, machine, shares.link.value),
             overlap=1.0 if on_gpu else 0.0,
             interference=shares.interference.value,
+            straggling=shares.straggling.value * math.log(machine.nodes),
             host_link=(machine.host_gbps or card.host_gbps) * 1e9 / 2 * HOST_COPY.value,
             host_update=HOST_UPDATE.value if on_gpu else memory,
             peak=peak,
@@ -248,21 +252,16 @@ def basis_of_all() -> str:
     )
 
 
-def _link(card: Card, machine: Machine, share: float) -> float:
-    """Bytes/s that a rank sends in a ring over all ranks: the slower of the link between cards and the machine's network.
-
-    A ring over several machines enters and leaves each machine once. Only one rank of each machine sends through the
-    network, so it has the whole bandwidth.
-    """
-    if machine.ranks == 1:
-        return 0.0
-    inside = float("inf")
-    if machine.gpus > 1:
-        link = machine.link or card.link_of(machine.gpus)
-        inside = link.gbps * 1e9 / 2 * (share if link.peer else THROUGH_HOST.value)
-    if machine.nodes == 1:
-        return inside
-    return min(inside, network_gbit(card, machine) * 1e9 / 8 * share)
+def _links(card: Card, machine: Machine, share: float) -> Links:
+    """The links between the ranks of a machine, of whose bandwidth a ring reaches ``share``, and between machines."""
+    link = machine.link or card.link_of(machine.gpus)
+    return Links(
+        gpus=machine.gpus,
+        nodes=machine.nodes,
+        inside=link.gbps * 1e9 / 2 * (share if link.peer else THROUGH_HOST.value),
+        network=network_gbit(card, machine) * 1e9 / 8 * NETWORK_SHARE[machine.network_kind].value,
+        latency=latency(link.kind, machine.network_kind, on_gpu=machine.is_gpu),
+    )
 
 
 def network_gbit(card: Card, machine: Machine) -> float:

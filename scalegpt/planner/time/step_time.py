@@ -2,8 +2,10 @@
 
 A forward or backward pass takes as long as its work at the card's rates, or as long as Python needs to launch its
 kernels, whichever is longer. Collectives run beside a pass and are hidden by it, as far as the pass is long enough; a
-share of the hidden time still prolongs the pass. No term grows when a rate grows, so the prediction for a faster card
-is never slower. docs/PLANNER.md has the errors of predicted times against published runs.
+share of the hidden time still prolongs the pass. Every step ends with its slowest machine: if the times of machines
+scatter with an exponential tail, the expected time of the slowest of N grows with ln N. No term grows when a rate grows,
+so the prediction for a faster card is never slower. docs/PLANNER.md has the errors of predicted times against published
+runs.
 """
 
 from collections import defaultdict
@@ -12,20 +14,14 @@ from typing import NamedTuple
 
 from scalegpt.architecture.operations import ATTENTION, ELEMENTWISE, MATMULS
 from scalegpt.config import RunConfig
-from scalegpt.planner.time.communication import (
-    BACKWARD,
-    EVERY,
-    EXPOSED,
-    FORWARD,
-    LATER,
-    STEP,
-    Collective,
-    collectives,
-)
+from scalegpt.config.backends import Mesh
+from scalegpt.planner.time.communication import BACKWARD, EVERY, EXPOSED, FORWARD, LATER, Collective, collectives
+from scalegpt.planner.time.links import Way
 from scalegpt.planner.time.rates import Rates
 from scalegpt.planner.time.work import LOSS, HostTraffic, Load, Work, count_work, host_traffic
 
 LAUNCHES, COMMUNICATION, HOST = "waiting for Python", "communication", "host memory"
+STRAGGLERS = "waiting for the slowest machine"
 
 
 class StepTime(NamedTuple):
@@ -41,14 +37,15 @@ class StepTime(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """The bytes that one rank sends, and the number of messages (collectives) in which it sends them."""
+    """What one rank sends in one way: the bytes, and the number of messages (collectives) in which it sends them."""
 
-    bytes: float = 0.0
-    messages: float = 0.0
+    way: Way
+    bytes: float
+    messages: float
 
-    def plus(self, sent: float, messages: float) -> "Traffic":
-        """This traffic and ``sent`` bytes in further messages."""
-        return Traffic(self.bytes + sent, self.messages + messages)
+
+Traffics = tuple[Traffic, ...]
+"""The traffic of a pass: one for each :class:`~scalegpt.planner.time.links.Way` in which the rank sends, or none."""
 
 
 class Sends(NamedTuple):
@@ -60,25 +57,45 @@ class Sends(NamedTuple):
         exposed: the traffic of the whole step that no pass hides.
     """
 
-    forward: tuple[Traffic, Traffic]
-    backward: tuple[Traffic, Traffic]
-    exposed: Traffic
+    forward: tuple[Traffics, Traffics]
+    backward: tuple[Traffics, Traffics]
+    exposed: Traffics
 
     @classmethod
-    def of(cls, each: Iterable[Collective], grad_accum: int) -> "Sends":
-        """Add up the traffic of collectives; ``grad_accum`` is the number of micro batches per optimizer step."""
-        sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
+    def of(cls, each: Iterable[Collective], grad_accum: int, mesh: Mesh) -> "Sends":
+        """Add up the traffic of collectives over a mesh; ``grad_accum`` is the number of micro batches per optimizer step."""
+        repeated, most = ({behind: _Sums(mesh) for behind in (FORWARD, BACKWARD)} for _ in range(2))
+        exposed = _Sums(mesh)
         for send in each:
-            once = send.when if send.when in (EVERY, LATER) and send.behind != EXPOSED else STEP
-            times = send.times(grad_accum) if send.behind == EXPOSED else 1
-            added = sums[send.behind, once]
-            added[0] += times * send.sent
-            added[1] += times * send.messages
-        every = {behind: Traffic(*sums[behind, EVERY]) for behind in (FORWARD, BACKWARD)}
-        forward, backward = (
-            (each.plus(*sums[behind, LATER]), each.plus(*sums[behind, STEP])) for behind, each in every.items()
-        )
-        return cls(forward, backward, Traffic(*sums[EXPOSED, STEP]))
+            if send.behind == EXPOSED:
+                exposed.add(send, send.times(grad_accum))
+                continue
+            if send.when in (EVERY, LATER):
+                repeated[send.behind].add(send)
+            if send.when != LATER:
+                most[send.behind].add(send)
+        forward, backward = ((repeated[each].traffics(), most[each].traffics()) for each in (FORWARD, BACKWARD))
+        return cls(forward, backward, exposed.traffics())
+
+
+NOTHING = Sends(((), ()), ((), ()), ())
+"""No traffic."""
+
+
+class _Sums:
+    """Adds up bytes and messages of collectives by the way in which they are exchanged."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._sums: dict[Way, list[float]] = {}
+
+    def add(self, send: Collective, times: int = 1) -> None:
+        sums = self._sums.setdefault(send.way(self._mesh), [0.0, 0.0])
+        sums[0] += times * send.sent
+        sums[1] += times * send.messages
+
+    def traffics(self) -> Traffics:
+        return tuple(Traffic(way, *sums) for way, sums in self._sums.items() if sums[1])
 
 
 class StepWork(NamedTuple):
@@ -102,7 +119,7 @@ class StepWork(NamedTuple):
         mesh = run.parallel.mesh(ranks)
         return cls(
             count_work(run, mesh, kernel=kernel, compiled=compiled),
-            Sends.of(collectives(run, mesh), grad_accum),
+            Sends.of(collectives(run, mesh), grad_accum, mesh),
             host_traffic(run, mesh, grad_accum),
             grad_accum,
         )
@@ -115,7 +132,7 @@ class StepWork(NamedTuple):
     def time(self, rates: Rates) -> StepTime:
         """The time of the step on a card with these rates, with the seconds of each part."""
         parts: dict[str, float] = defaultdict(float)
-        sends: tuple[tuple[Traffic, Traffic] | None, ...] = (self.sends.forward, self.sends.backward, None)
+        sends: tuple[tuple[Traffics, Traffics] | None, ...] = (self.sends.forward, self.sends.backward, None)
         for loads, sent in zip(self.work, sends, strict=True):
             times = self.grad_accum if sent else 1
             busy = kernels = 0.0
@@ -130,6 +147,7 @@ class StepWork(NamedTuple):
                 parts[COMMUNICATION] += _felt_in_all(sent, times, busy + idle, rates)
         parts[COMMUNICATION] += _sending(self.sends.exposed, rates)
         parts[HOST] += _on_host(self.host, rates)
+        parts[STRAGGLERS] += rates.straggling * sum(parts.values())
         taken = {name: seconds for name, seconds in parts.items() if seconds}
         return StepTime(sum(taken.values()), taken)
 
@@ -154,7 +172,7 @@ class StepTotals(NamedTuple):
         forward, backward, update = (
             Load(*map(min, zip(*loads, strict=True))) for loads in (forwards, backwards, updates)
         )
-        return cls(forward, backward, update, Sends.of((), 1), HostTraffic(), min(grad_accums))
+        return cls(forward, backward, update, NOTHING, HostTraffic(), min(grad_accums))
 
     def seconds(self, rates: Rates) -> float:
         """Seconds of the step on a card with these rates."""
@@ -163,7 +181,8 @@ class StepTotals(NamedTuple):
             cover = max(_busy(load, rates, rates.memory), load.kernels * rates.dispatch)
             seconds += times * cover + _felt_in_all(sent, times, cover, rates)
         update = max(_busy(self.update, rates, rates.update), self.update.kernels * rates.dispatch)
-        return seconds + update + _sending(self.sends.exposed, rates) + _on_host(self.host, rates)
+        step = seconds + update + _sending(self.sends.exposed, rates) + _on_host(self.host, rates)
+        return step * (1 + rates.straggling)
 
 
 def step_time(
@@ -209,31 +228,36 @@ def _busy(load: Load, rates: Rates, memory: float) -> float:
     return multiplying + attention / rates.attention + moving + kernels * rates.kernel
 
 
-def _sending(sent: Traffic, rates: Rates) -> float:
-    return sent.bytes / rates.link + sent.messages * rates.message if sent.messages else 0.0
+def _sending(sends: Traffics, rates: Rates) -> float:
+    """Seconds of the traffic if nothing hides it. Ways do not overlap: an upper bound where they use different links."""
+    return sum(rates.links.seconds(*sent) for sent in sends)
 
 
-def _felt_in_all(sends: tuple[Traffic, Traffic], times: int, cover: float, rates: Rates) -> float:
+def _felt_in_all(sends: tuple[Traffics, Traffics], times: int, cover: float, rates: Rates) -> float:
     """Seconds in total by which collectives prolong ``times`` passes, each of which computes for ``cover`` seconds.
 
     ``sends`` is (traffic in every pass, traffic in the pass with the most traffic).
     """
     each, most = sends
-    if not most.messages:
+    if not most:
         return 0.0
+    if times == 1:
+        return _felt(most, cover, rates)
     return (times - 1) * _felt(each, cover, rates) + _felt(most, cover, rates)
 
 
-def _felt(sent: Traffic, cover: float, rates: Rates) -> float:
+def _felt(sends: Traffics, cover: float, rates: Rates) -> float:
     """Seconds by which collectives prolong a pass that computes for ``cover`` seconds beside them.
 
     The pass cannot begin before its first weights are gathered, and its last gradients are sent only at its end, so one
-    message is not hidden. A short pass over few blocks therefore hides less.
+    message of each way is not hidden. A short pass over few blocks therefore hides less.
     """
-    if not sent.messages:
-        return 0.0
-    sending = _sending(sent, rates)
-    hidden = min(sending * (1 - 1 / sent.messages), cover * rates.overlap)
+    sending = hideable = 0.0
+    for way, sent, messages in sends:
+        seconds = rates.links.seconds(way, sent, messages)
+        sending += seconds
+        hideable += seconds * (1 - 1 / messages)
+    hidden = min(hideable, cover * rates.overlap)
     return sending - hidden + rates.interference * hidden
 
 

@@ -1,5 +1,6 @@
 """How a run ends by an error: find the cause on the rank that failed first, and report it on all ranks."""
 
+import re
 import time
 import traceback
 from contextlib import suppress
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scalegpt.backends.capabilities import device_name
+from scalegpt.backends.machines import Machine, named_in
 from scalegpt.errors import InputError, RunError
 from scalegpt.planner.plan import Plan
 from scalegpt.text import visible
@@ -62,6 +64,8 @@ def handle_failure(error: BaseException, watchdog: Watchdog, plan: Plan, *, on_o
         cause = _out_of_memory(error, watchdog, plan, on_oom)
     elif (lost := _lost(error, watchdog)) is not None:
         cause = f"the process of {lost.name} has ended; its last heartbeat was in step {lost.step}, {lost.place}"
+    elif (peer := _peer(error, watchdog)) is not None:
+        cause = f"the connection to {peer} broke ({_reason(error)}); see what it reports, and whether it runs"
     elif isinstance(error, InputError | RunError):
         return _halted(error, watchdog, str(error), status, "failed")
     else:
@@ -107,6 +111,19 @@ def _lost(error: BaseException, watchdog: Watchdog) -> Beat | None:
             return lost
         time.sleep(CHECK_SECONDS)
     return None
+
+
+def _peer(error: BaseException, watchdog: Watchdog) -> Machine | None:
+    """The other machine that the error of a collective names by its address; None where it names none."""
+    if isinstance(error, RunError) or not isinstance(error, RuntimeError):
+        return None
+    return named_in(watchdog.beats.world.machines, str(error), watchdog.rank)
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of a library's error, without the place in its source with which gloo's begin."""
+    first = str(error).strip().splitlines()[0]
+    return visible(re.sub(r"^\[[^\]]*\] ", "", first).split(". ")[0][:160])
 
 
 def in_one_line(error: BaseException, folder: Path, rank: int) -> str | None:

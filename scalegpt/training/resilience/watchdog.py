@@ -13,6 +13,7 @@ saving) has the time-out of the first step.
 import faulthandler
 import math
 import os
+import socket
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
+from scalegpt.backends.machines import silent
 from scalegpt.errors import RunError
 from scalegpt.training.resilience.heartbeat import Halt, Heartbeats
 from scalegpt.training.runs.directory import RunDirectory
@@ -148,7 +150,7 @@ class Watchdog:
             return
         self._dump(late)
         who = self.beats.blame(self._wait_and_beat)
-        cause = f"{late}: {who}"
+        cause = f"{late}: {who}{self._silent()}"
         self._write_cause("failed", cause)
         _say(f"rank {self.rank}: {cause}; stacks in {self.directory.path}/stacks_rank_*.txt")
         self.leave(HUNG_STATUS)
@@ -161,9 +163,20 @@ class Watchdog:
             if self._over.wait(self.beats.seconds):
                 return  # the main thread ends this process by itself, with its own error
             self._beat()
-        if self.beats.world.is_first and halt.status != HUNG_STATUS:
-            _say(f"rank {self.rank} ends: {halt.cause}")
+        world, is_hung = self.beats.world, halt.status == HUNG_STATUS
+        is_far = world.local_rank == 0 and not (world.rank <= halt.rank < world.rank + world.local_size)
+        if (world.is_first and not is_hung) or (is_far and world.machines):
+            _say(f"rank {self.rank} ends: {halt.cause}{self._silent() if is_hung else ''}")
         self.leave(halt.status)
+
+    def _silent(self) -> str:
+        """Words on the machines that do not answer this one; empty if all do, or for a job on one machine."""
+        world = self.beats.world
+        quiet = silent(world.machines, self.rank)
+        if not quiet:
+            return ""
+        more = f" and {len(quiet) - 1} more do not answer" if len(quiet) > 1 else " does not answer"
+        return f"; {quiet[0]}{more} {socket.gethostname()}: see whether it runs, and the link between them"
 
     def say_if_first(self, line: str) -> None:
         """Print a line, unless another rank wrote the halt: a signal that reaches all ranks needs only one line."""

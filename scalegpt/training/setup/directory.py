@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scalegpt.backends import World
@@ -20,9 +21,11 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import try_writing, write_whole, writing
 from scalegpt.training.runs.launch_marks import launch_marks, note_going_back
 from scalegpt.training.runs.metrics_file import History, read_history
+from scalegpt.training.runs.mirror import Mirror
 from scalegpt.training.runs.resume import CheckpointChoice, choose_checkpoint, starting_progress
 from scalegpt.training.runs.summary import total_steps
 from scalegpt.training.setup.data import ReadyData
+from scalegpt.training.setup.machines import check_shared
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def open_run(
     """Choose and lock the run's folder, and find the checkpoint to resume from; all ranks must call it together.
 
     Raises:
-        InputError: the folder holds another run, or cannot be written; or the disk has too little space; or another
-            process trains the run; or the run has checkpoints, but cannot resume from any of them.
+        InputError: the folder holds another run, cannot be written, or is not there on all machines; or the disk has too
+            little space; or another process trains the run; or the run has checkpoints, but cannot resume from any of them.
         Stopped: a rank was asked to stop.
     """
     directory, changes = world.on_first(lambda: _claim(request, run, batch, world.size))
@@ -61,6 +64,7 @@ def open_run(
     # Lock before the checkpoints are read: another process may be writing them.
     weaknesses = world.on_first(directory.lock)
     try:
+        check_shared(directory.path, world)
         choice = choose_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
         progress, token_changes = world.on_first(
             lambda: starting_progress(choice, directory, run, data.tokens, data.digest, allowed=request.allow_change)
@@ -88,12 +92,14 @@ def _claim(request: Request, run: RunConfig, batch: BatchPlan, ranks: int) -> tu
         raise InputError(f"runs_dir {parent}: {error.strerror}; choose another --runs_dir") from None
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
-    try_writing(directory.path, directory.checkpoints)
-    _check_space(directory, run, batch)
+    try_writing(directory.path)
+    if isinstance(directory.checkpoints, Path):
+        try_writing(directory.checkpoints)
+        _check_space(directory.checkpoints, run, batch)
     return directory, directory.changes(run, ranks=ranks)
 
 
-def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> None:
+def _check_space(folder: Path, run: RunConfig, batch: BatchPlan) -> None:
     """Refuse a run whose checkpoints do not fit on the disk: those that are kept, and one more while one is replaced.
 
     Raises:
@@ -101,9 +107,9 @@ def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> N
     """
     train = run.train
     ever = 1 + (total_steps(train, batch) // train.checkpoint_every if train.checkpoint_every else 0)
-    more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(directory.checkpoints))
+    more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(folder))
     states = training_bytes(run.model, train)
-    check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
+    check_space(folder, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 
 def write_start(
@@ -146,3 +152,4 @@ def write_start(
     directory.forget_after(start.history)
     with writing(directory.ledger.path):
         directory.ledger.append(stretch)
+    Mirror(directory).update()

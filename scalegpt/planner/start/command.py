@@ -21,7 +21,13 @@ than the model's vocabulary."""
 
 
 def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: Collection[str] = ()) -> str:
-    """The command line that starts the training of a plan.
+    """The command line that starts the training of a plan; the arguments are those of :func:`run_words`."""
+    launcher = plan.run.parallel.spec.launch(plan.machine.gpus, plan.machine.nodes)
+    return f"{train_command(*launcher)} {shlex.join(run_words(plan, base, source, given))}"
+
+
+def run_words(plan: Plan, base: RunConfig, source: tuple[str, ...], given: Collection[str] = ()) -> list[str]:
+    """The flags with which the trainer trains a plan.
 
     Args:
         plan: the plan.
@@ -49,11 +55,17 @@ def launch_command(plan: Plan, base: RunConfig, source: tuple[str, ...], given: 
             if named:
                 word = _word(value)
                 words += [f"--{field.name}={word}"] if word.startswith("-") else [f"--{field.name}", word]
-    words += _length(plan.run.train, base.train)
+    return words + _length(plan.run.train, base.train) + _surroundings(plan)
+
+
+def _surroundings(plan: Plan) -> list[str]:
+    """Flags for a placeholder if the run names no data, and for the network that the user has stated."""
+    words = []
     if plan.run.data.input_file is None:
         words += ["--input_file", DATA if vocabulary_remark(plan.run) is None else PREPARED]
-    launcher = plan.run.parallel.spec.launch(plan.machine.gpus, plan.machine.nodes)
-    return f"{train_command(*launcher)} {shlex.join(words)}"
+    if plan.machine.nodes > 1 and plan.machine.network_gbps is not None:
+        words += ["--network", f"{plan.machine.network_gbps:g}Gb/s"]
+    return words
 
 
 def _length(ours: TrainConfig, theirs: TrainConfig) -> list[str]:

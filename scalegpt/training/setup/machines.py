@@ -1,0 +1,93 @@
+"""Checks of a run on several machines: the network between them, and the run's folder, which all must share."""
+
+import secrets
+import time
+from pathlib import Path
+
+from scalegpt.backends import World
+from scalegpt.backends.machines import all_reduce_rate, check_machines
+from scalegpt.errors import InputError
+from scalegpt.hardware.networks import read_network
+
+LEAST_SHARE = 0.25
+"""The least share of the stated network that an all-reduce must reach. TCP and congestion cost less than this."""
+
+SEE_SECONDS = 10.0
+"""Seconds within which a machine must see a new file of another one; NFS may keep an old listing for some seconds."""
+
+
+def machine_lines(world: World, network: str | None, *, allow_slow: bool) -> tuple[str, ...]:
+    """Measure the network between the machines of a job; all ranks must call it together.
+
+    Args:
+        world: the ranks.
+        network: the network of each machine, in a form of :mod:`scalegpt.hardware.networks`; None: not stated.
+        allow_slow: whether to accept a network that is much slower than stated.
+
+    Returns:
+        The lines to print: warnings about the machines, and the measured network. Empty on one machine.
+
+    Raises:
+        InputError: the network reaches less than :data:`LEAST_SHARE` of what is stated.
+    """
+    if len(world.machines) < 2:
+        return ()
+    warnings = tuple(f"warning: {each}" for each in check_machines(world.machines))
+    reached = all_reduce_rate(world.device)
+    measured = f"network  {reached / 1e9:.3g} GB/s reached by an all-reduce over {len(world.machines)} machines"
+    if network is None:
+        return (*warnings, measured)
+    stated = (read_network(network).gbps or 0.0) * 1e9 / 8
+    line = f"{measured}, {reached / stated:.0%} of the {stated / 1e9:.3g} GB/s stated"
+    if reached >= LEAST_SHARE * stated:
+        return (*warnings, line)
+    problem = f"{line[len('network  ') :]}: {_interface_advice(world)}"
+    if allow_slow:
+        return (*warnings, f"warning: {problem}")
+    raise InputError(f"{problem}; --allow_slow_network trains all the same")
+
+
+def _interface_advice(world: World) -> str:
+    """What carries the collectives, and the variable that chooses it."""
+    if world.device.type == "cuda":
+        return (
+            "NCCL may use a slow interface; name the fast one in NCCL_SOCKET_IFNAME (or its card in NCCL_IB_HCA); "
+            "NCCL_DEBUG=INFO shows the choice"
+        )
+    used = ", ".join(dict.fromkeys(machine.interface or "an unknown interface" for machine in world.machines))
+    return f"gloo uses {used}; name the fast interface in GLOO_SOCKET_IFNAME"
+
+
+def check_shared(folder: Path, world: World) -> None:
+    """Check that all machines see the folder that rank 0 writes; all ranks must call it together.
+
+    Raises:
+        InputError: a machine does not see it.
+        RunError: the folder cannot be written.
+    """
+    if len(world.machines) < 2:
+        return
+    path = world.on_first(lambda: _make_sign(folder))
+    seen = world.gather(world.local_rank > 0 or _sees(path))
+    world.on_first(lambda: path.unlink(missing_ok=True))
+    blind = [machine.name for machine in world.machines if not seen[machine.first]]
+    if blind:
+        raise InputError(
+            f"{folder.absolute()} of {world.machines[0].name} is not there on {blind[0]}: all machines need the same "
+            "folder, on a shared disk; give it as --runs_dir"
+        )
+
+
+def _make_sign(folder: Path) -> Path:
+    path = folder / f".here.{secrets.token_hex(8)}"
+    path.touch()
+    return path
+
+
+def _sees(path: Path) -> bool:
+    until = time.monotonic() + SEE_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
