@@ -170,7 +170,8 @@ def _encoding_instead(
 
 def unreadable(path: Path, error: OSError) -> UnusableTextError:
     """The error for a file that cannot be read."""
-    return UnusableTextError("unreadable", f"input {one_line(path)} cannot be read: {error.strerror}")
+    advice = "; make it readable" if isinstance(error, PermissionError) else ""
+    return UnusableTextError("unreadable", f"input {one_line(path)} cannot be read: {error.strerror}{advice}")
 
 
 def _bad_record(path: Path, error: RecordError) -> InputError:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,7 +146,11 @@ def signal_after(seconds: float) -> None:
 @pytest.mark.parametrize("corpus", CORPORA, indirect=True)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk(
-    corpus: tuple[Path, DataConfig], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: tuple[Path, DataConfig],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     texts, settings = corpus
     expected = everything(prepare([texts], tmp_path / "whole", settings).path)
@@ -164,7 +169,13 @@ def test_a_full_disk(
             with pytest.raises(NoSpaceError, match="no disk space is left") as raised:
                 prepare([texts], out, settings)
         assert ("the same command then goes on" in str(raised.value)) == out.parent.exists()
+    with monkeypatch.context() as patch:  # the same command while the disk is still full
+        patch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+        with pytest.raises(NoSpaceError, match=r"not enough disk space .*the same command then goes on"):
+            prepare([texts], out, settings)
+    caplog.clear()
     prepare([texts], out, settings)
+    assert GOES_ON in caplog.text, "what was done before is kept"
     assert everything(out) == expected
 
 
