@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -130,6 +131,10 @@ class Heartbeats:
             RunError: the folder cannot be made.
         """
         self.folder = self.world.on_first(self._make)
+        if self.world.machines and self.world.local_rank == 0:
+            # Where machines share no disk, the ranks of each still see each other.
+            with suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
 
     def _make(self) -> Path:
         """Delete the heartbeat folders of earlier starts, and make a new one. Rank 0 only."""
@@ -144,7 +149,7 @@ class Heartbeats:
         return folder
 
     def remove(self) -> None:
-        """Delete all heartbeat files when no rank needs them any more. Rank 0 only."""
+        """Delete all heartbeat files when no rank needs them any more. The first rank of each machine only."""
         shutil.rmtree(self.parent, ignore_errors=True)
 
     def beat(self, step: int, place: str, moves: int) -> None:
