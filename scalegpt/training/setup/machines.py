@@ -1,6 +1,5 @@
 """Checks of a run on several machines: the network between them, and the run's folder, which all must share."""
 
-import secrets
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from scalegpt.backends import World
 from scalegpt.backends.machines import all_reduce_rate, check_machines
 from scalegpt.errors import InputError
 from scalegpt.hardware.networks import read_network
+from scalegpt.storage import temporary_name
 
 LEAST_SHARE = 0.25
 """The least share of the stated network that an all-reduce must reach. TCP and congestion cost less than this."""
@@ -79,7 +79,7 @@ def check_shared(folder: Path, world: World) -> None:
 
 
 def _make_sign(folder: Path) -> Path:
-    path = folder / f".here.{secrets.token_hex(8)}"
+    path = temporary_name(folder / "here")  # the next start removes it, should this one be killed
     path.touch()
     return path
 
