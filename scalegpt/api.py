@@ -205,13 +205,14 @@ def load(
         InputError: a value is not one of those above; there is no such run, checkpoint or device; or the checkpoint is
             damaged.
     """
+    from scalegpt.checkpoint.address import place_of
     from scalegpt.inference.load import load_model
 
     given = {"device": device, "precision": precision, "checkpoint": checkpoint}
     settings = InferenceSettings.from_mapping(given, "load()")
-    path = Path(run)
-    named = Path(runs_dir) / path
-    is_name = len(path.parts) == 1 and not path.exists() and named.exists()
+    path = place_of(str(run))
+    named = Path(runs_dir) / str(run)
+    is_name = isinstance(path, Path) and len(path.parts) == 1 and not path.exists() and named.exists()
     return load_model(
         named if is_name else path, settings.device, precision=settings.precision, checkpoint=settings.checkpoint
     )

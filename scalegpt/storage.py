@@ -105,8 +105,10 @@ def disk_errors(out: Path) -> Iterator[None]:
         raise (NoSpaceError(said) if error.errno in _FULL else PlaceError(out, error)) from None
 
 
-def retried(work: Callable[[], Result]) -> Result:
+def retried(work: Callable[[], Result], waits: tuple[float, ...] | None = None) -> Result:
     """Call ``work`` and return its result. Call it again after an error that may be transient (:data:`RETRIED`).
+
+    ``waits`` are the seconds before each further attempt; None: :data:`RETRY_SECONDS`.
 
     If ``work`` writes a file, each call must write the file from its start. After a failed sync the system drops the
     data that it could not write, and a second sync of the same file reports no error.
@@ -114,7 +116,7 @@ def retried(work: Callable[[], Result]) -> Result:
     Raises:
         OSError: the last attempt failed, or an attempt failed with an error that is not transient.
     """
-    for seconds in RETRY_SECONDS:
+    for seconds in RETRY_SECONDS if waits is None else waits:
         try:
             return work()
         except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scalegpt.errors import InputError
-from scalegpt.storage import open_plain, read_text
+from scalegpt.storage import open_plain, read_bytes
 from scalegpt.text import shown
 
 CONFIG_LIMIT = 1 << 20
@@ -180,12 +180,21 @@ def read_object(path: Path) -> dict[str, Any]:
         InputError: the file holds no object, or :func:`parse_json` refuses its text.
         OSError: the file is missing or cannot be read.
     """
+    return object_in(read_bytes(path, CONFIG_LIMIT), str(path))
+
+
+def object_in(content: bytes, where: str) -> dict[str, Any]:
+    """The object in the content of a JSON file, which errors call ``where``.
+
+    Raises:
+        InputError: the content holds no object, or :func:`parse_json` refuses its text.
+    """
     try:
-        values = parse_json(read_text(path, CONFIG_LIMIT), str(path))
+        values = parse_json(content.decode("utf-8-sig"), where)
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file") from None
+        raise InputError(f"{where} is not a text file") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} does not hold a JSON object")
+        raise InputError(f"{where} does not hold a JSON object")
     return values
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.arguments import flag_words, python_words
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.store import find_checkpoints
 
@@ -122,7 +123,7 @@ class Run:
             return (self.path / "run_status.json").stat().st_mtime > since
         return False
 
-    def newest(self) -> Path | None:
+    def newest(self) -> Place | None:
         """The newest complete checkpoint; None if there is none."""
         return next(reversed(find_checkpoints(self.path / "checkpoints")), None)
 

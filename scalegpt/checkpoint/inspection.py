@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scalegpt.backends.base import WEIGHT
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.manifest import Manifest, StoredFile, tensors_of
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
@@ -29,7 +30,7 @@ class Verdict:
         problems: a line for each problem; empty if the checkpoint is undamaged.
     """
 
-    path: Path
+    path: Place
     manifest: Manifest | None
     problems: tuple[str, ...] = field(default=())
 
@@ -39,7 +40,7 @@ class Verdict:
         return not self.problems
 
 
-def examine(path: Path) -> Verdict:
+def examine(path: Place) -> Verdict:
     """Verify a checkpoint completely: the manifest, the coverage of every tensor by pieces, and the digest of every file."""
     try:
         checkpoint = Checkpoint.open(path)
@@ -48,7 +49,7 @@ def examine(path: Path) -> Verdict:
     return Verdict(path, checkpoint.manifest, tuple(str(problem) for problem in checkpoint.problems()))
 
 
-def summary(path: Path, manifest: Manifest) -> dict[str, Any]:
+def summary(path: Place, manifest: Manifest) -> dict[str, Any]:
     """A manifest's content as plain JSON values, with counts in place of the tensors and their pieces."""
     header = manifest.header
     keys = Counter(name.partition("/")[0] for name in manifest.tensors)

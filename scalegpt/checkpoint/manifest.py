@@ -44,7 +44,7 @@ WEIGHTS, MOMENTS = "weights", "moments"
 KINDS = WEIGHTS, MOMENTS
 """The kinds of files, one of each per rank. Inference reads only the weights, a third of all bytes with AdamW."""
 
-_FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)\.safetensors")
+_FILE = re.compile(r"rank_[0-9]{5,}\.(weights|moments)(\.[0-9a-f]{16})?\.safetensors")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -203,9 +203,9 @@ def entry_name(tensor: str, start: int) -> str:
     return f"{tensor}@{start}"
 
 
-def file_name(rank: int, kind: str) -> str:
-    """The name of a rank's file of one of :data:`KINDS`, for example ``rank_00000.weights.safetensors``."""
-    return f"rank_{rank:05d}.{kind}.safetensors"
+def file_name(rank: int, kind: str, mark: str = "") -> str:
+    """A rank's file of one of :data:`KINDS`: ``rank_00000.weights.safetensors``; with a mark before the last ending."""
+    return f"rank_{rank:05d}.{kind}{mark}.safetensors"
 
 
 def kind_of(file: str) -> str:

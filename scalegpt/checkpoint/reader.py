@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scalegpt.backends.base import WEIGHT
+from scalegpt.checkpoint.address import ADVICE, Address, Place
 from scalegpt.checkpoint.manifest import (
     KINDS,
     MANIFEST,
@@ -38,6 +39,7 @@ from scalegpt.checkpoint.manifest import (
     kind_of,
     tensors_of,
 )
+from scalegpt.checkpoint.ranges import RemoteTensors, digest_at
 from scalegpt.config.settings import Section
 from scalegpt.errors import InputError
 from scalegpt.storage import NotPlainError, open_plain, retried
@@ -50,7 +52,7 @@ _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG}
 """Error numbers from opening a path that is not a file: a link, a socket, or a name that no file can have."""
 
 
-def read_manifest(checkpoint: Path) -> Manifest:
+def read_manifest(checkpoint: Place) -> Manifest:
     """Read and check a checkpoint's manifest, and check that the directory holds no links. Other files are not read.
 
     Raises:
@@ -63,10 +65,11 @@ def read_manifest(checkpoint: Path) -> Manifest:
     path = checkpoint / MANIFEST
     if not is_folder(checkpoint):
         raise InputError(f"{checkpoint} is not a checkpoint: there is no such directory")
-    for entry in _entries(checkpoint):
-        if entry.is_symlink():
-            raise DamagedError(f"{entry.path} is a link, but a checkpoint must not contain links")
-    content = _reading(path, lambda file: file.read(MANIFEST_LIMIT + 1))
+    if isinstance(checkpoint, Path):
+        for entry in _entries(checkpoint):
+            if entry.is_symlink():
+                raise DamagedError(f"{entry.path} is a link, but a checkpoint must not contain links")
+    content = read_limited(path, MANIFEST_LIMIT + 1)
     if len(content) > MANIFEST_LIMIT:
         raise DamagedError(f"{path} is damaged: it has more than {MANIFEST_LIMIT:,} bytes")
     try:
@@ -79,13 +82,15 @@ def read_manifest(checkpoint: Path) -> Manifest:
     return manifest
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a path is a directory, or a link to one.
+def is_folder(path: Place) -> bool:
+    """Whether a path is a directory, or a link to one; at an address, whether it is a committed checkpoint.
 
     Raises:
         UnreadableError: the path cannot be accessed now.
     """
     try:
+        if isinstance(path, Address):
+            return (path / MANIFEST).is_file()
         return stat.S_ISDIR(retried(path.stat).st_mode)
     except OSError as error:
         if error.errno in _GONE | _NO_FILE:
@@ -93,8 +98,10 @@ def is_folder(path: Path) -> bool:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: OSError) -> UnreadableError:
+def unreadable(path: Place, error: OSError) -> UnreadableError:
     """The error for a path that cannot be read, with advice to the user."""
+    if isinstance(path, Address):
+        return UnreadableError(f"{path} cannot be read: {error.strerror}; {ADVICE}")
     if error.errno in {errno.EACCES, errno.EPERM}:
         return UnreadableError(
             f"{path} cannot be read: {error.strerror}; make it readable for this user, and try again"
@@ -111,7 +118,7 @@ def _entries(checkpoint: Path) -> list[os.DirEntry[str]]:
         raise unreadable(checkpoint, error) from error
 
 
-def _check_name(checkpoint: Path, step: int) -> None:
+def _check_name(checkpoint: Place, step: int) -> None:
     """Refuse a directory with the name of another step. A name without a step, which a copy may have, is accepted."""
     name, right = checkpoint.absolute().name, checkpoint_name(step)
     if NAME.fullmatch(name) and name != right:
@@ -128,13 +135,14 @@ class Checkpoint:
         manifest: the checkpoint's manifest.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Place, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
         self._verified: set[str] = set()
         self._open: dict[str, Any] = {}
+        self._remote = RemoteTensors()
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
+    def open(cls, path: Place) -> "Checkpoint":
         """Open a checkpoint and read its manifest. Raises the same errors as :func:`read_manifest`."""
         return cls(path, read_manifest(path))
 
@@ -231,6 +239,8 @@ class Checkpoint:
 
     def _slice(self, name: str, entry: str, first: int, last: int) -> Tensor:
         assert name in self._verified, f"{name} is used before it is verified"
+        if isinstance(self.path, Address):
+            return _asking(self.path / name, lambda file: self._remote.slice(file, entry, first, last))
         path = self.path / name
         try:
             if name not in self._open:
@@ -258,13 +268,25 @@ def _check_readable(path: Path) -> None:
         _reading(path, lambda file: file.read(1))
 
 
-def _check(path: Path, expected: StoredFile) -> None:
+def _check(path: Place, expected: StoredFile) -> None:
     """Refuse a file that differs from what was written.
 
     Raises:
         DamagedError: the file is missing, not a plain file, or has another size or digest than in the manifest.
         UnreadableError: the file cannot be read now.
     """
+    if isinstance(path, Address):
+        size, found = _asking(path, lambda file: digest_at(file, expected))
+    else:
+        size, found = _digest_of(path, expected)
+    if size != expected.bytes:
+        raise DamagedError(f"{path} is damaged: it has {size:,} bytes, not {expected.bytes:,}")
+    if found != expected.sha256:
+        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+def _digest_of(path: Path, expected: StoredFile) -> tuple[int, str]:
+    """The size of a file, and its digest if the size is the expected one."""
 
     def digest(file: BufferedReader) -> tuple[int, str]:
         size = os.fstat(file.fileno()).st_size
@@ -272,11 +294,29 @@ def _check(path: Path, expected: StoredFile) -> None:
             return size, ""
         return size, hashlib.file_digest(file, "sha256").hexdigest()
 
-    size, found = _reading(path, digest)
-    if size != expected.bytes:
-        raise DamagedError(f"{path} is damaged: it has {size:,} bytes, not {expected.bytes:,}")
-    if found != expected.sha256:
-        raise DamagedError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+    return _reading(path, digest)
+
+
+def read_limited(path: Place, limit: int) -> bytes:
+    """The first ``limit`` bytes of a file.
+
+    Raises:
+        DamagedError: the file is missing, or not a plain file.
+        UnreadableError: the file cannot be read now.
+    """
+    if isinstance(path, Path):
+        return _reading(path, lambda file: file.read(limit))
+    return _asking(path, lambda file: file.read_whole(limit))
+
+
+def _asking(file: Address, work: Callable[[Address], Result]) -> Result:
+    """Call ``work`` with an object, and raise what :func:`_reading` raises."""
+    try:
+        return work(file)
+    except FileNotFoundError:
+        raise DamagedError(f"{file} is missing") from None
+    except OSError as error:
+        raise unreadable(file, error) from error
 
 
 def _reading(path: Path, work: Callable[[BufferedReader], Result]) -> Result:

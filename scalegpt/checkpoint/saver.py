@@ -3,7 +3,7 @@
 The step loop waits for a copy in host memory; a thread writes and commits the copy.
 
 All ranks call :meth:`Saver.save`, :meth:`Saver.finish` and :meth:`Saver.raise_failure` together. Their threads
-communicate through the disk alone (see :mod:`scalegpt.checkpoint.writer`). There is only one save at a time; the next
+communicate through the files alone (see :mod:`scalegpt.checkpoint.writer`). There is only one save at a time; the next
 save waits until it ends. If the thread of a rank fails, the other ranks learn it when the training loop exchanges
 :attr:`Saver.failed`, which it does in every step. Then all ranks raise the failure.
 
@@ -12,20 +12,19 @@ Older checkpoints are therefore deleted only after the trainer confirms the newe
 """
 
 import math
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from scalegpt.backends.base import WEIGHT, Backend, Piece
 from scalegpt.checkpoint import store, writer
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.host_copy import HostCopy
 from scalegpt.checkpoint.manifest import Header, UnreadableError
 from scalegpt.checkpoint.reader import is_folder
-from scalegpt.checkpoint.writer import AbandonedError, Save, bytes_of
+from scalegpt.checkpoint.writer import AbandonedError, AnySave, bytes_of
 from scalegpt.errors import RunError
 from scalegpt.system.cores import available_bytes
 
@@ -78,27 +77,36 @@ class Saver:
         folder: the folder of the run's checkpoints.
         keeping: which checkpoints are kept.
         asynchronous: whether to write while training continues; else :meth:`save` returns when everything is written.
+        before_commit: called on rank 0 when its part is written; its error fails the save.
 
     Attributes:
         copy: the copy of the state that the thread writes.
         lacks_memory: whether the last save was synchronous because host memory had no room for the copy.
     """
 
-    def __init__(self, backend: Backend, folder: Path, keeping: Keeping, *, asynchronous: bool) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        folder: Place,
+        keeping: Keeping,
+        *,
+        asynchronous: bool,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         self.backend, self.world, self.folder, self.keeping = backend, backend.world, folder, keeping
-        self.asynchronous = asynchronous
+        self.asynchronous, self.before_commit = asynchronous, before_commit
         self.lacks_memory = False
         self.copy = HostCopy(self.world.device)
-        self._save: Save | None = None
+        self._save: AnySave | None = None
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._abandoned = threading.Event()
         self._gone: Callable[[int], bool] = none_gone
-        self._committed: list[Path] = []
+        self._committed: list[Place] = []
         self._problems: list[str] = []
         self._judging = threading.Lock()  # guards the attributes below, which thread and loop share
         self._writes = False
-        self._unproven: Path | None = None
+        self._unproven: Place | None = None
         self._proven_step = -1
         self._evaluation: Evaluation | None = None
 
@@ -159,7 +167,7 @@ class Saver:
         """Whether this rank's part of the current save has failed."""
         return self._failure is not None
 
-    def committed(self) -> list[Path]:
+    def committed(self) -> list[Place]:
         """The checkpoints that have become complete since the last call; empty on ranks other than 0."""
         found = []
         while self._committed:
@@ -171,7 +179,7 @@ class Saver:
         found, self._problems = self._problems, []
         return found
 
-    def resumed_from(self, checkpoint: Path) -> None:
+    def resumed_from(self, checkpoint: Place) -> None:
         """Mark the checkpoint to which a resume or a rollback went back as unconfirmed. Called only on rank 0."""
         with self._judging:
             self._unproven, self._proven_step = checkpoint, -1
@@ -229,7 +237,7 @@ class Saver:
         if not failures:
             return
         if self.world.is_first:
-            shutil.rmtree(save.temporary, ignore_errors=True)
+            save.discard()
         known = [failure for failure in failures if isinstance(failure, RunError)]
         raise known[0] if known else RunError(f"checkpoint {save.final} cannot be written: {failures[0]!r}")
 
@@ -271,6 +279,7 @@ class Saver:
         try:
             writer.write_part(save, self.world.rank, pieces)
             if self.world.is_first:
+                self.before_commit()
                 path = writer.commit(
                     save,
                     header,
@@ -284,7 +293,7 @@ class Saver:
         except Exception as error:  # any error: the loop learns of it by `failed`
             self._failure = error
 
-    def _conclude(self, path: Path) -> None:
+    def _conclude(self, path: Place) -> None:
         """Record that a checkpoint is complete.
 
         Then add its loss and delete old checkpoints, if this was asked for during the write.

@@ -11,14 +11,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from scalegpt.checkpoint.address import Place, new_file
 from scalegpt.checkpoint.manifest import StoredFile
-from scalegpt.storage import sync_file
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
@@ -41,12 +40,12 @@ class Entry:
 
 
 def write_tensors(
-    path: Path, entries: Sequence[Entry], values: Iterable[Tensor], metadata: Mapping[str, str] | None = None
+    path: Place, entries: Sequence[Entry], values: Iterable[Tensor], metadata: Mapping[str, str] | None = None
 ) -> StoredFile:
-    """Write a new safetensors file and sync it to disk.
+    """Write a new safetensors file and sync it to disk, or upload it.
 
     Args:
-        path: the new file; it must not exist.
+        path: the new file; on a disk it must not exist.
         entries: the tensors of the file, in order.
         values: the values of each entry, on any device; only one tensor at a time is taken from the iterator.
         metadata: the header's ``__metadata__``.
@@ -57,13 +56,13 @@ def write_tensors(
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    with path.open("xb") as file:
+    header = _header(entries, metadata)
+    with new_file(path, len(header) + sum(entry.bytes for entry in entries)) as file:
         total = _Hashing(file)
-        total.write(memoryview(_header(entries, metadata)))
+        total.write(memoryview(header))
         for entry, value in zip(entries, values, strict=True):
             assert (value.dtype, value.numel()) == (entry.dtype, math.prod(entry.shape))
             total.write(_bytes_of(value))
-        sync_file(file)
     return StoredFile(total.bytes, total.digest.hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""Writes a checkpoint: every rank writes its part, then rank 0 the manifest. Ranks communicate through the disk alone.
+"""Writes a checkpoint: every rank writes its part, then rank 0 the manifest. Ranks communicate through the files alone.
 
 1. Rank 0 calls :func:`begin`: it checks the free space, makes ``.step_00001000.NONCE.tmp``, where NONCE is a random number of
    this save, and sends the :class:`Save` to the other ranks.
@@ -8,27 +8,26 @@
    pieces cover every tensor exactly once, writes the manifest in place of the records, and renames the directory.
 
 All ranks must see the same directory. A checkpoint is never written into an existing directory.
+
+At an address (:class:`~scalegpt.checkpoint.save.SaveAtAddress`) the ranks write into the final folder. The manifest, which is
+written last, takes the place of the rename.
 """
 
-import errno
 import json
 import math
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from scalegpt.backends.base import Piece
-from scalegpt.checkpoint import store
+from scalegpt.checkpoint.address import Address, Place, retried_at
 from scalegpt.checkpoint.manifest import (
     KINDS,
-    MANIFEST,
     MANIFEST_LIMIT,
     WEIGHTS,
     DamagedError,
@@ -42,9 +41,9 @@ from scalegpt.checkpoint.manifest import (
     kind_of_key,
 )
 from scalegpt.checkpoint.reader import read_manifest
+from scalegpt.checkpoint.save import Save, failing_as_a_run, replace_manifest, save_at
 from scalegpt.checkpoint.tensorfile import Entry, write_tensors
 from scalegpt.errors import InputError, RunError
-from scalegpt.storage import free_bytes, read_bytes, retried, sync_folder, write_atomic
 
 PEERS_SECONDS = 900.0
 """Seconds that rank 0 waits for the other ranks' parts after writing its own."""
@@ -52,43 +51,17 @@ PEERS_SECONDS = 900.0
 Shapes = Mapping[str, tuple[int, ...]]
 """Canonical tensor, ``KEY/NAME`` → its shape; see :meth:`scalegpt.backends.base.Backend.canonical_shapes`."""
 
-_POLL_SECONDS = 0.02
+AnySave = Save[Path] | Save[Address]
+
 _SPARE_BYTES = 1 << 20
 """Disk space that a save needs besides the tensors, for the manifest and the file system's own data."""
-
-
-@dataclass(frozen=True)
-class Save:
-    """A save in progress, in the form that rank 0 sends to all ranks.
-
-    Attributes:
-        folder: the folder of the run's checkpoints.
-        step: the step that is saved.
-        nonce: a random number that identifies this save, in hex.
-        ranks: number of ranks that write.
-    """
-
-    folder: Path
-    step: int
-    nonce: str
-    ranks: int
-
-    @property
-    def final(self) -> Path:
-        """The checkpoint's directory once it is complete."""
-        return self.folder / store.checkpoint_name(self.step)
-
-    @property
-    def temporary(self) -> Path:
-        """The directory until the save is complete; :func:`store.remove_leftovers` deletes directories with such names."""
-        return self.folder / f".{store.checkpoint_name(self.step)}.{self.nonce}.tmp"
 
 
 class AbandonedError(RuntimeError):
     """This process has abandoned the save."""
 
 
-def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
+def begin(folder: Place, step: int, ranks: int, needed: int) -> AnySave:
     """Make the directory into which all ranks write. Called only on rank 0.
 
     Args:
@@ -100,13 +73,13 @@ def begin(folder: Path, step: int, ranks: int, needed: int) -> Save:
     Raises:
         RunError: the disk has no room, the folder cannot be written, or the step already has a checkpoint.
     """
-    save = Save(folder, step, secrets.token_hex(8), ranks)
-    with failing_as_a_run(save):
-        retried(lambda: _make_place(save, needed + _SPARE_BYTES))
+    save = save_at(folder, step, secrets.token_hex(8), ranks)
+    with failing_as_a_run(save.final):
+        retried_at(folder, lambda: save.make(needed + _SPARE_BYTES))
     return save
 
 
-def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
+def write_part(save: AnySave, rank: int, pieces: Sequence[Piece]) -> None:
     """Write a rank's pieces, and then its record (a JSON file that lists the files and pieces).
 
     After an error that may be temporary, the files are deleted and written again. Another sync of the same file would not
@@ -115,11 +88,11 @@ def write_part(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
     Raises:
         RunError: the disk is full, or the folder still cannot be written after retries.
     """
-    with failing_as_a_run(save):
-        retried(lambda: _try_to_write(save, rank, pieces))
+    with failing_as_a_run(save.final):
+        retried_at(save.folder, lambda: _try_to_write(save, rank, pieces))
 
 
-def write_weights(save: Save, shapes: Shapes, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> None:
+def write_weights(save: AnySave, shapes: Shapes, weights: Callable[[], Iterable[tuple[str, torch.Tensor]]]) -> None:
     """Write whole weights, one at a time, as the part of the only rank, without states of an optimizer.
 
     Args:
@@ -131,28 +104,28 @@ def write_weights(save: Save, shapes: Shapes, weights: Callable[[], Iterable[tup
     Raises:
         RunError: the disk is full, or the folder still cannot be written after retries.
     """
-    name = file_name(0, WEIGHTS)
+    name = file_name(0, WEIGHTS, save.mark)
     entries = [Entry(entry_name(tensor, 0), torch.float32, (math.prod(shape),)) for tensor, shape in shapes.items()]
     placed = {tensor: [Placed(0, math.prod(shape), name)] for tensor, shape in shapes.items()}
 
     def write() -> None:
-        (save.temporary / name).unlink(missing_ok=True)  # the file of a failed attempt
+        _drop(save.temporary / name)
         files = {name: write_tensors(save.temporary / name, entries, (value for _, value in weights()))}
         _write_record(save, 0, files, placed)
 
-    with failing_as_a_run(save):
-        retried(write)
+    with failing_as_a_run(save.final):
+        retried_at(save.folder, write)
 
 
 def commit(
-    save: Save,
+    save: AnySave,
     header: Header,
     shapes: Shapes,
     *,
     patience: float = PEERS_SECONDS,
     abandoned: Callable[[], bool] = lambda: False,
     gone: Callable[[int], bool] = lambda _rank: False,
-) -> Path:
+) -> Place:
     """Complete a checkpoint from all ranks' parts. Called only on rank 0.
 
     Args:
@@ -170,20 +143,15 @@ def commit(
         RunError: a part is missing or belongs to another save, or the folder cannot be written.
         AbandonedError: the save was abandoned.
     """
-    with failing_as_a_run(save):
+    with failing_as_a_run(save.final):
         records = [_await(save, rank, patience, abandoned, gone) for rank in range(save.ranks)]
         manifest = _assemble(save, header, shapes, records)
-        retried(lambda: _replace_records(save, manifest))
-        if abandoned():
-            raise AbandonedError
-        if os.path.lexists(save.final):  # a rename would replace an empty directory
-            raise FileExistsError(errno.EEXIST, "a checkpoint of that step already exists", str(save.final))
-        save.temporary.rename(save.final)
-        retried(lambda: sync_folder(save.folder))
+        content = _encoded(save, manifest)
+        save.publish(content, _raising(abandoned))
     return save.final
 
 
-def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None) -> None:
+def amend(checkpoint: Place, val_loss: float | None, best_val_loss: float | None) -> None:
     """Add held-out losses, computed after the checkpoint was saved, to the manifest of a complete checkpoint.
 
     The new manifest replaces the old one atomically. Nothing is written if the manifest already has these losses.
@@ -199,9 +167,8 @@ def amend(checkpoint: Path, val_loss: float | None, best_val_loss: float | None)
     progress = replace(header.progress, val_loss=val_loss, best_val_loss=best_val_loss)
     if progress == header.progress:
         return
-    with failing_as_a_run(Save(checkpoint.parent, progress.step, "", 0)):
-        content = replace(manifest, header=replace(header, progress=progress)).encode()
-        retried(lambda: write_atomic(checkpoint / MANIFEST, content, durable=True))
+    with failing_as_a_run(checkpoint):
+        replace_manifest(checkpoint, replace(manifest, header=replace(header, progress=progress)).encode())
 
 
 def bytes_of(pieces: Iterable[Piece]) -> int:
@@ -209,37 +176,18 @@ def bytes_of(pieces: Iterable[Piece]) -> int:
     return sum(piece.values.numel() * piece.values.element_size() for piece in pieces)
 
 
-@contextmanager
-def failing_as_a_run(save: Save) -> Iterator[None]:
-    """Turn an OSError inside the ``with`` block into a RunError with a one-line message.
+def _raising(abandoned: Callable[[], bool]) -> Callable[[], None]:
+    """A function that raises :class:`AbandonedError` if the save was abandoned."""
 
-    Raises:
-        RunError: the block raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(
-            f"checkpoint {save.final} cannot be written: {reason}{_free_space(save.folder)}; no earlier checkpoint "
-            "was touched: free disk space or make the folder writable, and start the run again"
-        ) from error
+    def check() -> None:
+        if abandoned():
+            raise AbandonedError
+
+    return check
 
 
-def _make_place(save: Save, needed: int) -> None:
-    """Make a save's directory if the disk has room for ``needed`` bytes."""
-    save.folder.mkdir(parents=True, exist_ok=True)
-    store.remove_leftovers(save.folder)  # the next pruning reports what cannot be deleted
-    if os.path.lexists(save.final):
-        raise FileExistsError(errno.EEXIST, "a checkpoint of that step already exists", str(save.final))
-    free = free_bytes(save.folder)
-    if free is not None and free < needed:
-        raise OSError(errno.ENOSPC, f"it needs {needed:,} bytes")
-    save.temporary.mkdir()
-
-
-def _replace_records(save: Save, manifest: Manifest) -> None:
-    """Write the manifest in place of the ranks' records.
+def _encoded(save: AnySave, manifest: Manifest) -> bytes:
+    """The bytes of a manifest.
 
     Raises:
         RunError: the manifest is larger than :data:`MANIFEST_LIMIT`.
@@ -250,20 +198,24 @@ def _replace_records(save: Save, manifest: Manifest) -> None:
             f"checkpoint {save.final} cannot be written: its manifest has {len(content):,} bytes, and at most "
             f"{MANIFEST_LIMIT:,} are read; use fewer ranks"
         )
-    for rank in range(save.ranks):
-        _record(save, rank).unlink(missing_ok=True)  # an earlier attempt may have deleted it
-    write_atomic(save.temporary / MANIFEST, content, durable=True)
+    return content
 
 
-def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
+def _drop(path: Place) -> None:
+    """Delete the file of a failed attempt, which cannot be overwritten on a disk."""
+    if isinstance(path, Path):
+        path.unlink(missing_ok=True)
+
+
+def _try_to_write(save: AnySave, rank: int, pieces: Sequence[Piece]) -> None:
     files: dict[str, StoredFile] = {}
     placed: dict[str, list[Placed]] = {}
     for kind in KINDS:
         mine = [piece for piece in pieces if kind_of_key(piece.key) == kind]
         if not mine:
             continue
-        name = file_name(rank, kind)
-        (save.temporary / name).unlink(missing_ok=True)  # the file of a failed attempt
+        name = file_name(rank, kind, save.mark)
+        _drop(save.temporary / name)
         files[name] = write_tensors(save.temporary / name, [_entry(piece) for piece in mine], (p.values for p in mine))
         for piece in mine:
             where = Placed(piece.start, piece.values.numel(), name)
@@ -272,7 +224,7 @@ def _try_to_write(save: Save, rank: int, pieces: Sequence[Piece]) -> None:
 
 
 def _write_record(
-    save: Save, rank: int, files: Mapping[str, StoredFile], placed: Mapping[str, Sequence[Placed]]
+    save: AnySave, rank: int, files: Mapping[str, StoredFile], placed: Mapping[str, Sequence[Placed]]
 ) -> None:
     record = {
         "nonce": save.nonce,
@@ -280,7 +232,7 @@ def _write_record(
         "files": {name: asdict(file) for name, file in files.items()},
         "pieces": {tensor: [asdict(where) for where in places] for tensor, places in placed.items()},
     }
-    write_atomic(_record(save, rank), json.dumps(record), durable=True)
+    save.write_record(rank, json.dumps(record))
 
 
 def _entry(piece: Piece) -> Entry:
@@ -288,15 +240,11 @@ def _entry(piece: Piece) -> Entry:
     return Entry(entry_name(f"{piece.key}/{piece.name}", piece.start), torch.float32, tuple(piece.values.shape))
 
 
-def _record(save: Save, rank: int) -> Path:
-    return save.temporary / f"rank_{rank:05d}.json"
-
-
 def _await(
-    save: Save, rank: int, patience: float, abandoned: Callable[[], bool], gone: Callable[[int], bool]
+    save: AnySave, rank: int, patience: float, abandoned: Callable[[], bool], gone: Callable[[int], bool]
 ) -> dict[str, Any]:
     """Wait for a rank's record (its JSON file) and read it."""
-    path, deadline = _record(save, rank), time.monotonic() + patience
+    path, deadline = save.record(rank), time.monotonic() + patience
     while not path.exists():
         if abandoned() or (gone(rank) and not path.exists()):  # the rank may have written it before it ended
             raise AbandonedError
@@ -305,15 +253,15 @@ def _await(
                 f"checkpoint {save.final} cannot be written: rank {rank} did not write its part within "
                 f"{patience:.0f} s; check that {save.folder} is the same folder on all machines"
             )
-        time.sleep(_POLL_SECONDS)
-    record: dict[str, Any] = json.loads(read_bytes(path, MANIFEST_LIMIT))
+        time.sleep(save.poll_seconds)
+    record: dict[str, Any] = json.loads(save.read_record(rank))
     if (record["nonce"], record["rank"]) != (save.nonce, rank):
         raise RunError(f"checkpoint {save.final} cannot be written: {path.name} belongs to another save")
     return record
 
 
 def _assemble(
-    save: Save,
+    save: AnySave,
     header: Header,
     shapes: Shapes,
     records: Iterable[dict[str, Any]],
@@ -335,16 +283,8 @@ def _assemble(
         manifest.check_coverage()
     except DamagedError as error:
         raise RunError(f"checkpoint {save.final} cannot be written: {error} (a bug in ScaleGPT)") from None
+    sizes = save.sizes()
     for name, file in files.items():
-        if (save.temporary / name).stat().st_size != file.bytes:
+        if sizes.get(name) != file.bytes:
             raise RunError(f"checkpoint {save.final} cannot be written: {name} changed after it was written")
     return manifest
-
-
-def _free_space(folder: Path) -> str:
-    """The free space on a folder's disk, as part of a message; empty if it is not known."""
-    try:
-        free = free_bytes(folder)
-    except OSError:
-        free = None
-    return "" if free is None else f" ({free / 1e9:.1f} GB free)"

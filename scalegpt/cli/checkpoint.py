@@ -1,9 +1,9 @@
 """``scalegpt checkpoint``: look at a run's checkpoints."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalegpt.checkpoint.address import Place, place_of
 from scalegpt.cli.output import aligned, show, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, path_argument, run_action
 from scalegpt.units import format_bytes
@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser(action: str, summary: str, example: str) -> Parser:
     parser = Parser(f"checkpoint {action}", summary, example)
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's")
+    parser.add_argument(
+        "run", type=path_argument, metavar="RUN", help="a run's folder, or a checkpoint's; also at an address"
+    )
     add_json(parser)
     return parser
 
@@ -54,9 +56,9 @@ def _list(words: list[str]) -> int:
     from scalegpt.checkpoint.store import best_checkpoint
     from scalegpt.training.runs.find import examine_all, set_aside_in
 
-    verdicts = examine_all(Path(arguments.run))
+    verdicts = examine_all(place_of(arguments.run))
     best = best_checkpoint([verdict.path for verdict in verdicts if verdict.is_whole])
-    aside = [_set_aside(path) for path in set_aside_in(Path(arguments.run))]
+    aside = [_set_aside(path) for path in set_aside_in(place_of(arguments.run))]
     if arguments.json:
         entries = [{**_entry(verdict), "best": verdict.path == best, "set_aside": False} for verdict in verdicts]
         show_json(entries + [{**_entry(each), "best": False, "set_aside": True} for each in aside])
@@ -69,7 +71,7 @@ def _list(words: list[str]) -> int:
     return 0
 
 
-def _set_aside(path: Path) -> "Verdict":
+def _set_aside(path: Place) -> "Verdict":
     """The line that says why training renamed (set aside) a checkpoint. The checkpoint is not examined."""
     from scalegpt.checkpoint.inspection import Verdict
     from scalegpt.checkpoint.store import REPLACED
@@ -113,7 +115,7 @@ def _verify(words: list[str]) -> int:
     arguments = parser.parse(words)
     from scalegpt.training.runs.find import examine_all
 
-    verdicts = examine_all(Path(arguments.run))
+    verdicts = examine_all(place_of(arguments.run))
     if arguments.json:
         show_json([_entry(verdict) for verdict in verdicts])
     else:
@@ -138,11 +140,11 @@ def _show(words: list[str]) -> int:
     from scalegpt.checkpoint.reader import read_manifest
     from scalegpt.training.runs.find import naming_earlier, with_newest
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Place) -> dict[str, Any]:
         with naming_earlier(path):
             return summary(path, read_manifest(path))
 
-    facts = with_newest(Path(arguments.run), read)
+    facts = with_newest(place_of(arguments.run), read)
     if arguments.json:
         show_json(facts)
         return 0

@@ -4,9 +4,9 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalegpt.checkpoint.address import place_of
 from scalegpt.cli.output import ProgressLine, show_json, show_row
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument
 from scalegpt.config import DataConfig
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.inference.load import load_model
 
     loaded = load_model(
-        Path(arguments.run), settings.device, precision=settings.precision, checkpoint=settings.checkpoint
+        place_of(arguments.run), settings.device, precision=settings.precision, checkpoint=settings.checkpoint
     )
     progress = _ProgressLine() if sys.stderr.isatty() else None
     start = time.perf_counter()

@@ -165,6 +165,12 @@ class TrainConfig(Section):
         None, "the text that samples continue; none: the token that begins or ends a text, or held-out text"
     )
     checkpoint_every: int = setting(500, "steps between checkpoints; 0: only at the end", minimum=0, maximum=MOST_STEPS)
+    checkpoint_dir: str | None = setting(
+        None,
+        "folder or address (s3://BUCKET/FOLDER, gs://, az://) of checkpoints, which are written to its NAME/; none: "
+        "checkpoints/ in the run's folder",
+        is_path=True,
+    )
     checkpoint_minutes: float | None = setting(
         None, "also save X minutes after the last checkpoint; none: only by steps", above=0, maximum=MOST_MINUTES
     )

@@ -48,7 +48,7 @@ class Source:
         tokenizer = Tokenizer.from_dict(checkpoint.manifest.header.tokenizer)
         if train.init_from is None and tokenizer.vocab_size < model.vocab_size:
             model = model.changed(vocab_size=tokenizer.vocab_size)
-        return cls(checkpoint, model, tokenizer, dtype, TakenOver.beside(checkpoint.path.parent.parent))
+        return cls(checkpoint, model, tokenizer, dtype, TakenOver.beside(checkpoint.path))
 
     @property
     def positions(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.inspection import convert
 from scalegpt.config.inference import LAST
 from scalegpt.errors import InputError
@@ -34,7 +35,7 @@ class Exported:
         notes: remarks, a line each: the result of comparing the logits, and what the other program does differently.
     """
 
-    checkpoint: Path
+    checkpoint: Place
     out: Path
     format: str
     dtype: str
@@ -45,7 +46,7 @@ class Exported:
 
 
 def export(
-    path: Path, to: str, out: Path, *, dtype: str = "fp32", checkpoint: str = LAST, max_shard_bytes: int = 5 * 10**9
+    path: Place, to: str, out: Path, *, dtype: str = "fp32", checkpoint: str = LAST, max_shard_bytes: int = 5 * 10**9
 ) -> Exported:
     """Write the weights of a run for other programs. If this fails, no file is left.
 
@@ -63,13 +64,13 @@ def export(
             tokenizer; ``out`` exists, or cannot be written.
         RunError: transformers computes other logits.
     """
-    if is_hugging_face(path):
+    if isinstance(path, Path) and is_hugging_face(path):
         raise InputError(
             f"{path} is a Hugging Face folder, but export takes a run; make one: "
             f"scalegpt import {shlex.quote(str(path))} --model_name NAME"
         )
 
-    def write(found: Path) -> Exported:
+    def write(found: Place) -> Exported:
         stored = open_weights(found)
         if to == SAFETENSORS:
             written = convert(stored, out, dtype)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from scalegpt.backends.base import DTYPES
 from scalegpt.backends.precision import card_precision
 from scalegpt.backends.world import choose_device
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.manifest import Header, Progress
 from scalegpt.config import ModelConfig, TrainConfig
 from scalegpt.config.inference import LAST
@@ -24,7 +25,7 @@ from scalegpt.training.runs.find import chosen_checkpoint, open_weights, with_ne
 from scalegpt.weights.origin import open_folder, tokenizer_of
 
 
-def load_model(path: Path, device: str = "auto", *, precision: str = "auto", checkpoint: str = LAST) -> LoadedModel:
+def load_model(path: Place, device: str = "auto", *, precision: str = "auto", checkpoint: str = LAST) -> LoadedModel:
     """Load a trained model for inference.
 
     Matrices are stored in the compute dtype, so that layers need not cast them at every use. Norms and biases stay
@@ -39,14 +40,14 @@ def load_model(path: Path, device: str = "auto", *, precision: str = "auto", che
     Raises:
         InputError: there is no such run, no such checkpoint in it, or no such device; or the checkpoint is damaged.
     """
-    if is_hugging_face(path):
+    if isinstance(path, Path) and is_hugging_face(path):
         if checkpoint != LAST:
             raise InputError(f"{path} is a Hugging Face folder, which has no checkpoints; omit --checkpoint")
         return _load_folder(path, device, precision)
     return with_newest(chosen_checkpoint(path, checkpoint), lambda found: _load(found, device, precision))
 
 
-def _load(checkpoint: Path, device: str, precision: str) -> LoadedModel:
+def _load(checkpoint: Place, device: str, precision: str) -> LoadedModel:
     stored = open_weights(checkpoint)
     model, train = stored.section("model", ModelConfig), stored.section("train", TrainConfig)
     built = _build(model, train, device, precision)
@@ -89,7 +90,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def _put_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], checkpoint: Path) -> None:
+def _put_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], checkpoint: Place) -> None:
     """Copy weights into the model one at a time, so that host memory never holds all of the weights.
 
     Raises:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.manifest import Header
 from scalegpt.checkpoint.saver import Evaluation, Keeping, Saver, SpoiledError
 from scalegpt.checkpoint.store import checkpoint_name, find_checkpoints, step_of
@@ -12,6 +12,7 @@ from scalegpt.errors import RunError
 from scalegpt.training.job import Job
 from scalegpt.training.metrics import Stopwatch
 from scalegpt.training.runs.metrics_file import SkippedStep
+from scalegpt.training.runs.mirror import Mirror
 from scalegpt.training.runs.resume import rollback_advice
 from scalegpt.training.schedules import is_due
 
@@ -24,13 +25,21 @@ class Saving:
 
     Attributes:
         saver: writes the checkpoints.
+        mirror: copies the run's files to the address of the checkpoints, if they are at one.
         saved_step: step of the newest checkpoint of this process, complete or being written; None: there is none.
     """
 
     def __init__(self, job: Job, clock: Stopwatch) -> None:
         self.job, self.train, self.clock = job, job.run.train, clock
         keeping = Keeping(self.train.keep_checkpoints, self.train.keep_best)
-        self.saver = Saver(job.backend, job.directory.checkpoints, keeping, asynchronous=self.train.async_checkpoint)
+        self.mirror = Mirror(job.directory)
+        self.saver = Saver(
+            job.backend,
+            job.directory.checkpoints,
+            keeping,
+            asynchronous=self.train.async_checkpoint,
+            before_commit=self.mirror.update,
+        )
         self.saved_step: int | None = None
         self._is_due = False
         self._is_postponed = False
@@ -118,7 +127,7 @@ class Saving:
         if self.job.world.is_first:
             self.saver.amend(evaluation)
 
-    def rolled_back(self, checkpoint: Path) -> None:
+    def rolled_back(self, checkpoint: Place) -> None:
         """Continue from the checkpoint to which the run has rolled back.
 
         Forget newer saves, and those that were due or postponed.

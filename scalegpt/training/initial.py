@@ -125,7 +125,8 @@ def shape_of(path: Path) -> tuple[ModelConfig, Values]:
     from scalegpt.training.runs.find import with_newest
 
     found, config = with_newest(path, lambda found: (found, read_manifest(found).header.config))
-    return _recorded(config, str(found), found.parent.parent)
+    is_run = (path / "config.yaml").is_file()
+    return _recorded(config, str(found), path if is_run else path.absolute().parent.parent)
 
 
 def check_exists(path: Path) -> None:
@@ -135,6 +136,10 @@ def check_exists(path: Path) -> None:
         InputError: there is no such path.
     """
     if not path.exists():
+        if str(path).partition(":/")[1]:
+            raise InputError(
+                f"init_from takes no address: copy the checkpoint of {path} to a disk, and give its folder"
+            )
         raise InputError(
             f"init_from {path} does not exist; give a Hugging Face folder (nothing is downloaded), a run or a checkpoint"
         )

@@ -103,6 +103,10 @@ def _train(trainer: Trainer, job: Job, world: World) -> Ending:
             write_report(job.directory)
         except (InputError, RunError, OSError) as error:  # the run itself has succeeded
             job.logger.say(f"warning: report.html was not written: {error}")
+        try:
+            trainer.saving.mirror.update()
+        except RunError as error:
+            job.logger.say(f"warning: {error}")
         job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {contents(job.directory.path)}")
         if trainer.all_taken:
             for line in next_lines(job.directory.path):

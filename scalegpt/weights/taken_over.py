@@ -6,12 +6,14 @@ exported.
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from scalegpt.checkpoint.address import Address, Place
+from scalegpt.checkpoint.reader import read_limited
+from scalegpt.checkpoint.store import RUN_COPY
 from scalegpt.errors import InputError
 from scalegpt.interop.families import HfModel
-from scalegpt.structured import read_object
+from scalegpt.structured import CONFIG_LIMIT, object_in, read_object
 
 ORIGIN, GENERATION = "origin.json", "generation_config.json"
 
@@ -54,16 +56,17 @@ class TakenOver:
         return cls(min(read.positions, read.window or read.positions), tokenizer, ids, kept)
 
     @classmethod
-    def beside(cls, run: Path) -> "TakenOver":
-        """Read the settings that are stored in a run's folder.
+    def beside(cls, checkpoint: Place) -> "TakenOver":
+        """Read the settings that are stored in the run's folder of a checkpoint, or in the copy of it beside the checkpoint.
 
         They are empty if the run did not begin with a Hugging Face folder.
 
         Raises:
             InputError: the file is damaged.
         """
-        path = run / ORIGIN
-        if not path.exists():
+        paths = [checkpoint.parent / RUN_COPY / ORIGIN, checkpoint.parent.parent / ORIGIN]
+        path = next((each for each in paths if each.exists()), None)
+        if path is None:
             return cls()
         values = _object(path)
         kinds = {"positions": int, "tokenizer": str | None, "ids": dict, "generation": dict}
@@ -95,8 +98,10 @@ def _inside(value: Any, rows: int) -> Any:
     return value if isinstance(value, int) and value < rows else None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Place) -> dict[str, Any]:
     try:
-        return read_object(path)
+        return (
+            object_in(read_limited(path, CONFIG_LIMIT), str(path)) if isinstance(path, Address) else read_object(path)
+        )
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None

@@ -43,7 +43,10 @@ SMALL = [*SHAPE.split(), *ONE_STEP, "--fresh"]
 MODEL = "models/SmolLM2-135M"
 """A Hugging Face folder that the documents name."""
 
-PLACEHOLDERS = {"FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "20:22": "1:1", "8192": "265"}
+PLACEHOLDERS = {
+    "FILES_OR_FOLDERS…": "my_text.txt", "100:102": "1:1", "20:22": "1:1", "8192": "265",
+    "s3://BUCKET/FOLDER": "elsewhere", "s3://BUCKET/FOLDER/mine": "elsewhere/mine",
+}  # fmt: skip
 """What a reader puts in the place of a word."""
 
 SERVING = {"--ui", "--live"}
@@ -130,10 +133,10 @@ def is_run(words: list[str]) -> bool:
 
 
 def run(words: list[str]) -> int:
+    words = [PLACEHOLDERS.get(word, word) for word in words]
     if words[:2] == ["scalegpt", "train"]:
         has_shape = bool({MODEL, "smol"} & set(words))
         return main(["train", *words[2:], *(["--block_size", "16", *ONE_STEP] if has_shape else SMALL)])
-    words = [PLACEHOLDERS.get(word, word) for word in words]
     if words[0] == "scalegpt":
         return main(words[1:])
     place = next(i for i, word in enumerate(words) if word in TRAINERS)

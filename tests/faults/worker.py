@@ -12,6 +12,7 @@
 ``burn``    ``{"rank": …, "seconds": …}``: that rank computes this long more in every micro batch
 ``eio``     ``{"rank": …, "step": …, "times": …}``: syncing a file fails this many times on that rank
 ``writer``  ``{"rank": …, "step": …}``: that rank's writing of a checkpoint runs into an error that is not the disk's
+``elsewhere`` ``{"rank": …, "folder": …}``: that rank runs in another folder, and so sees no ``runs/``: another machine's disk
 ``limit``   ``{"step": …, "bytes": …}``: no file may become larger
 """
 
@@ -177,6 +178,8 @@ if __name__ == "__main__":
     if FAULTS.get("slow", {}).get("place") == "import":  # before torch is imported, and anything of ours
         Path(f"at_import.{RANK}").touch()
         time.sleep(FAULTS["slow"]["seconds"])
+    if FAULTS.get("elsewhere", {}).get("rank") == RANK:
+        os.chdir(FAULTS["elsewhere"]["folder"])
     from scalegpt.cli.main import run_and_exit
 
     install_faults()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scalegpt.checkpoint.address import place_of
 from scalegpt.cli.output import show, show_json
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument
 from scalegpt.config.inference import LAST
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.inference.export import export
 
     written = export(
-        Path(arguments.run),
+        place_of(arguments.run),
         settings.to,
         out,
         dtype=settings.dtype,

@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scalegpt.checkpoint.address import place_of
 from scalegpt.cli.output import note
 from scalegpt.cli.parser import Parser, add_json, add_settings, given_settings, path_argument
 from scalegpt.cli.sample.printing import print_json, print_text
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     from scalegpt.inference.load import load_model
 
     loaded = load_model(
-        Path(arguments.run), settings.device, precision=settings.precision, checkpoint=settings.checkpoint
+        place_of(arguments.run), settings.device, precision=settings.precision, checkpoint=settings.checkpoint
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not end sampling

@@ -43,20 +43,29 @@ def is_address(text: str) -> bool:
     return _ADDRESS.fullmatch(text) is not None
 
 
-def open_address(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it."""
+def open_address(address: str, subject: str = "input", **options: Any) -> tuple[Any, str]:
+    """The file system of an address, and the path in it.
+
+    Args:
+        address: an address of fsspec.
+        subject: what the address is, in errors.
+        options: options of the file system, besides those of fsspec's own configuration.
+
+    Raises:
+        InputError: a package is missing, or the protocol is unknown.
+    """
     try:
         import fsspec
     except ImportError:
         raise InputError(
-            f"input {one_line(address)} needs the package fsspec: pip install 'scalegpt[data]', or give a local path"
+            f"{subject} {one_line(address)} needs the package fsspec: pip install 'scalegpt[data]', or give a local path"
         ) from None
     try:
-        system, path = fsspec.core.url_to_fs(address)
+        system, path = fsspec.core.url_to_fs(address, **options)
     except ImportError as error:  # the package of the protocol, such as s3fs
-        raise InputError(f"input {one_line(address)} needs another package: {brief(error)}") from None
+        raise InputError(f"{subject} {one_line(address)} needs another package: {brief(error)}") from None
     except ValueError as error:  # an unknown protocol
-        raise InputError(f"input {one_line(address)} cannot be read: {brief(error)}; check the address") from None
+        raise InputError(f"{subject} {one_line(address)} cannot be read: {brief(error)}; check the address") from None
     return system, str(path).rstrip("/")
 
 

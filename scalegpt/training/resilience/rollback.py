@@ -8,7 +8,6 @@ the checkpoint to the spike are skipped.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from scalegpt.backends import Backend, World
 from scalegpt.backends.base import WEIGHT
 from scalegpt.checkpoint import store
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.manifest import Progress
 from scalegpt.checkpoint.reader import Checkpoint
 from scalegpt.config import TrainConfig
@@ -39,7 +39,7 @@ class RollbackTarget:
         history: what ``metrics.jsonl`` says about the steps up to the checkpoint's step.
     """
 
-    checkpoint: Path
+    checkpoint: Place
     progress: Progress
     stretch: Stretch
     history: History
@@ -68,7 +68,7 @@ def restore(backend: Backend, checkpoint: Checkpoint, progress: Progress) -> Non
     backend.load_scaler(progress.loss_scale, progress.good_steps)
 
 
-def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
+def rollback_candidates(folder: Place, spike: Spike, window: int) -> list[Place]:
     """List the checkpoints from before a spike, in the order in which to try them.
 
     First come the checkpoints older than the spike's window of steps, newest first. Then come those within the window,
@@ -84,7 +84,9 @@ def rollback_candidates(folder: Path, spike: Spike, window: int) -> list[Path]:
     return [*reversed(older), *found[len(older) :]]
 
 
-def find_target(folder: Path, spike: Spike, window: int, world: World, say: Callable[[str], None]) -> Checkpoint | None:
+def find_target(
+    folder: Place, spike: Spike, window: int, world: World, say: Callable[[str], None]
+) -> Checkpoint | None:
     """Find and verify the checkpoint to roll back to; all ranks must call it together.
 
     Returns:

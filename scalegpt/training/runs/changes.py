@@ -17,7 +17,8 @@ from scalegpt.training.schedules import decay_start, learning_rate
 FREE_TO_CHANGE = frozenset({
     "name", "preset", "backend", "zero_stage", "offload", "shard_size", "ds_config", "micro_batch", "max_iters",
     "max_tokens", "max_minutes", "fused", "recompute", "loss", "loss_chunk", "attention", "compile", "eval_every",
-    "eval_tokens", "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_minutes",
+    "eval_tokens", "sample_every", "sample_tokens", "sample_prompt", "checkpoint_every", "checkpoint_dir",
+    "checkpoint_minutes",
     "keep_checkpoints", "keep_best", "async_checkpoint", "log_every", "log_to", "profile",
     "profile_ranks", "input_file", "max_skipped_in_a_row", "on_spike", "spike_window",
     "spike_factor", "max_rollbacks", "first_step_timeout", "step_timeout", "on_oom", "text_field",

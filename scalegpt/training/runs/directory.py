@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from scalegpt.checkpoint.address import Place, place_of
 from scalegpt.checkpoint.manifest import UnreadableError
 from scalegpt.checkpoint.reader import read_manifest, unreadable
 from scalegpt.checkpoint.store import find_checkpoints
@@ -36,7 +37,7 @@ from scalegpt.training.runs.changes import (
 from scalegpt.training.runs.files import write_whole, writing
 from scalegpt.training.runs.lock import LOCK, RunLock, is_locked
 from scalegpt.training.runs.metrics_file import History, metric_lines
-from scalegpt.training.runs.records import RunRecords, sample_text
+from scalegpt.training.runs.records import CHECKPOINTS, RunRecords, sample_text
 
 RUN_ID = ".run_id"
 """Name of the file with the run's id: a random number made when the run begins, which its checkpoints also hold."""
@@ -47,7 +48,7 @@ STARTED_BY = ".started_by"
 IMPORTED = "imported"
 """The state of a run whose weights come from another program, and which has not been trained."""
 
-_MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", "checkpoints")
+_MADE_FIRST = (LOCK, RUN_ID, STARTED_BY, "plan.json", CHECKPOINTS)
 """Files that a start makes before ``config.yaml``.
 
 A folder with only these is new: its start was killed, or the disk was full.
@@ -57,9 +58,15 @@ A folder with only these is new: its start was killed, or the disk was full.
 class RunDirectory(RunRecords):
     """The directory of one run: its records (:class:`RunRecords`), id, settings and lock."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, checkpoints: Place | None = None) -> None:
+        super().__init__(path, checkpoints)
         self._lock = RunLock(path)
+
+    @classmethod
+    def of(cls, root: Path, run: RunConfig, name: str | None = None) -> "RunDirectory":
+        """The directory of a run, or of another name, with its checkpoints where ``checkpoint_dir`` says."""
+        name, given = name or run.name, run.train.checkpoint_dir
+        return cls(root / name, root / name / CHECKPOINTS if given is None else place_of(given) / name)
 
     @classmethod
     def choose(
@@ -76,11 +83,11 @@ class RunDirectory(RunRecords):
         Raises:
             InputError: the directory holds a run with other settings, or something else than a run.
         """
-        directory = cls(root / run.name)
+        directory = cls.of(root, run)
         if directory.is_new() and not (fresh and directory.is_taken()):
             return directory
         if fresh:
-            numbered = (cls(root / f"{run.name}-{number}") for number in count(2))
+            numbered = (cls.of(root, run, f"{run.name}-{number}") for number in count(2))
             return next(each for each in numbered if not each.is_taken())
         directory.check_same_run(run, allowed)
         for path in (
@@ -98,15 +105,26 @@ class RunDirectory(RunRecords):
             InputError: the path cannot be listed, or is not a folder.
         """
         try:
-            found = list(self.path.iterdir()) if self.path.exists() else []
-            saved = any(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else False
+            return self.is_blank() and not self._holds_checkpoints()
         except OSError as error:
             raise InputError(f"{self.path} cannot hold a run: {error.strerror}; choose another --model_name") from None
-        return not saved and all(path.name in _MADE_FIRST or is_temporary(path) for path in found)
+
+    def is_blank(self) -> bool:
+        """Whether the run's folder is missing, or has only the files of an interrupted :meth:`create`."""
+        found = list(self.path.iterdir()) if self.path.exists() else []
+        return all(path.name in _MADE_FIRST or is_temporary(path) for path in found)
+
+    def _holds_checkpoints(self) -> bool:
+        place = self.checkpoints
+        if isinstance(place, Path):
+            return place.is_dir() and any(place.iterdir())
+        return bool(find_checkpoints(place))
 
     def is_taken(self) -> bool:
         """Whether the directory holds a run or anything else, or another process is starting a run in it."""
         if self.path.exists() and not (self.path.is_dir() and self.is_new()):
+            return True
+        if not isinstance(self.checkpoints, Path) and self._holds_checkpoints():
             return True
         return is_locked(self.path)
 
@@ -279,7 +297,8 @@ class RunDirectory(RunRecords):
             write_whole(self.path / STARTED_BY, json.dumps(dict(started_by)))
         elif self.is_new():  # drop the marks of another launcher's start that was interrupted here
             (self.path / STARTED_BY).unlink(missing_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
+        if isinstance(self.checkpoints, Path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         if self.read_id() is None:
             write_whole(self.path / RUN_ID, secrets.token_hex(16))
         if plan is not None:
@@ -301,8 +320,9 @@ class RunDirectory(RunRecords):
         """Delete the files that a failed start has made in a new folder, except the lock."""
         for path in (self.config, self.plan, self.path / RUN_ID, self.path / STARTED_BY):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # the folder is not empty, or does not exist
-            self.checkpoints.rmdir()
+        if isinstance(self.checkpoints, Path):
+            with suppress(OSError):  # the folder is not empty, or does not exist
+                self.checkpoints.rmdir()
 
     def forget_after(self, history: History) -> None:
         """Delete the metrics, the samples and the entries of the data ledger for steps after a checkpoint.

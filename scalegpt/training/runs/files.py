@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scalegpt.checkpoint.address import ADVICE, Address, Place
 from scalegpt.errors import InputError, RunError
 from scalegpt.storage import retried, write_atomic
 
@@ -19,7 +20,7 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Place) -> Iterator[None]:
     """Turn an ``OSError`` inside the block into an error that names the file of the run that could not be written.
 
     Raises:
@@ -28,10 +29,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be written: {error.strerror}; free disk space or make the folder writable, "
-            "and start the run again"
-        ) from error
+        advice = ADVICE if isinstance(path, Address) else "free disk space or make the folder writable"
+        raise RunError(f"{path} cannot be written: {error.strerror}; {advice}, and start the run again") from error
 
 
 def write_whole(path: Path, text: str | bytes) -> None:

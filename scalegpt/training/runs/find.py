@@ -6,26 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from scalegpt.checkpoint import store
+from scalegpt.checkpoint.address import Address, Place
 from scalegpt.checkpoint.inspection import Verdict, examine
 from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError
-from scalegpt.checkpoint.reader import Checkpoint, unreadable
-from scalegpt.checkpoint.store import (
-    DAMAGED,
-    REPLACED,
-    best_checkpoint,
-    checkpoint_name,
-    find_checkpoints,
-    is_checkpoint,
-)
+from scalegpt.checkpoint.reader import Checkpoint, is_folder, unreadable
+from scalegpt.checkpoint.store import best_checkpoint, checkpoint_name, find_checkpoints, is_checkpoint
 from scalegpt.config.inference import BEST, LAST
 from scalegpt.errors import InputError, nearest
 from scalegpt.text import shown
 from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.records import CHECKPOINTS
 
 Result = TypeVar("Result")
-
-CHECKPOINTS = "checkpoints"
-"""The name of the folder of checkpoints in a run's folder."""
 
 RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
 """Files that identify a run's folder before its first checkpoint."""
@@ -33,18 +26,15 @@ RUN_FILES = ("run_status.json", "config.yaml", "metrics.jsonl")
 STEP = "step_"
 """The beginning of the name of a checkpoint's folder."""
 
-SET_ASIDE = (f"step_*.{DAMAGED}*", f"step_*.{REPLACED}*")
-"""Glob patterns of the checkpoints that training renamed (:func:`scalegpt.checkpoint.store.set_aside`)."""
-
 MOST_NAMED = 6
 """The most checkpoints that a message names."""
 
 
-def chosen_checkpoint(path: Path, which: str) -> Path:
+def chosen_checkpoint(path: Place, which: str) -> Place:
     """Return the path of one checkpoint of a run, or for ``last`` the path itself, which :func:`with_newest` resolves.
 
     Args:
-        path: a run's folder, or a checkpoint's folder.
+        path: a run's folder, or a checkpoint's folder; at an address, the folder of the run's checkpoints, or of one.
         which: ``last``, ``best`` (the lowest held-out loss), or the number of a step. Whether the step has a checkpoint
             is not checked.
 
@@ -69,7 +59,7 @@ def chosen_checkpoint(path: Path, which: str) -> Path:
     return best
 
 
-def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
+def with_newest(path: Place, work: Callable[[Place], Result]) -> Result:
     """Call ``work`` with the checkpoint that a path means, and return its result.
 
     A run in training deletes old checkpoints. If it deletes the checkpoint in use, ``work`` is called again with the
@@ -87,12 +77,12 @@ def with_newest(path: Path, work: Callable[[Path], Result]) -> Result:
         try:
             return work(checkpoint)
         except (InputError, OSError):
-            if checkpoint.is_dir():
+            if is_folder(checkpoint):
                 raise
             refuse_deleted(path, checkpoint)
 
 
-def open_weights(checkpoint: Path) -> Checkpoint:
+def open_weights(checkpoint: Place) -> Checkpoint:
     """Open a checkpoint and verify its weights.
 
     Raises:
@@ -105,7 +95,7 @@ def open_weights(checkpoint: Path) -> Checkpoint:
 
 
 @contextmanager
-def naming_earlier(checkpoint: Path) -> Iterator[None]:
+def naming_earlier(checkpoint: Place) -> Iterator[None]:
     """Add a hint to an error about a damaged checkpoint that the block raises: which checkpoint to use instead.
 
     Raises:
@@ -122,7 +112,7 @@ def naming_earlier(checkpoint: Path) -> Iterator[None]:
         raise DamagedError(f"{error}; {hint}") from None
 
 
-def examine_all(path: Path) -> list[Verdict]:
+def examine_all(path: Place) -> list[Verdict]:
     """Examine all checkpoints of a run, or a single one.
 
     Checkpoints that training deletes at the same time are skipped.
@@ -139,15 +129,15 @@ def examine_all(path: Path) -> list[Verdict]:
             try:
                 verdicts.append(examine(checkpoint))
             except OSError:
-                if checkpoint.is_dir():
+                if is_folder(checkpoint):
                     raise
-            if not checkpoint.is_dir():
+            if not is_folder(checkpoint):
                 refuse_deleted(path, checkpoint)
-        verdicts = [verdict for verdict in verdicts if verdict.path.is_dir()]
+        verdicts = [verdict for verdict in verdicts if is_folder(verdict.path)]
     return verdicts
 
 
-def refuse_deleted(path: Path, checkpoint: Path) -> None:
+def refuse_deleted(path: Place, checkpoint: Place) -> None:
     """Refuse to continue if the user named the checkpoint that was deleted.
 
     Raises:
@@ -159,7 +149,7 @@ def refuse_deleted(path: Path, checkpoint: Path) -> None:
         )
 
 
-def newest_checkpoint(path: Path) -> Path:
+def newest_checkpoint(path: Place) -> Place:
     """Return the path itself if it is a checkpoint, else the newest checkpoint of the run at the path.
 
     Raises:
@@ -168,13 +158,21 @@ def newest_checkpoint(path: Path) -> Path:
     return checkpoints_of(path)[-1]
 
 
-def checkpoints_of(path: Path) -> list[Path]:
+def checkpoints_of(path: Place) -> list[Place]:
     """Return the path itself if it is a checkpoint, else all checkpoints of the run at the path, oldest first.
 
     Raises:
         InputError: the path does not exist, cannot be read, is neither a run nor a checkpoint, or is a run without
             checkpoints.
     """
+    if isinstance(path, Address):
+        if is_checkpoint(path):
+            return [path]
+        if found := find_checkpoints(path) or find_checkpoints(path):
+            return found
+        raise InputError(
+            f"{path} is no checkpoint and holds none; give CHECKPOINT_DIR/NAME, or one of the checkpoints in it"
+        )
     try:
         is_there = path.exists()
     except OSError as error:
@@ -192,11 +190,9 @@ def checkpoints_of(path: Path) -> list[Path]:
     raise InputError(f"{path} is neither a run nor a checkpoint{_runs_hint(path)}")
 
 
-def set_aside_in(path: Path) -> list[Path]:
-    """Return the checkpoints of a run that training has renamed (:data:`SET_ASIDE`), in the order of their names."""
-    folder = path / CHECKPOINTS
-    place = folder if folder.is_dir() else path
-    return sorted(each for pattern in SET_ASIDE for each in place.glob(pattern))
+def set_aside_in(path: Place) -> list[Place]:
+    """Return the checkpoints of a run that training has renamed (:func:`store.set_aside`), in the order of their names."""
+    return [found for folder in _folders_of(path) for found in store.set_aside_in(folder)]
 
 
 def check_run(path: Path) -> None:
@@ -211,9 +207,14 @@ def check_run(path: Path) -> None:
         raise InputError(f"{path} is not a run{_runs_hint(path)}")
 
 
-def _found_in(path: Path) -> list[Path]:
+def _folders_of(path: Place) -> list[Place]:
+    """Return the folders that may hold the checkpoints of a run's folder, or of a folder of checkpoints."""
+    return [path] if isinstance(path, Address) else [RunDirectory(path).checkpoints, path]
+
+
+def _found_in(path: Place) -> list[Place]:
     """Return the checkpoints in a run's folder, or in a folder of checkpoints, oldest first."""
-    return find_checkpoints(path / CHECKPOINTS) or find_checkpoints(path)
+    return next((found for folder in _folders_of(path) if (found := find_checkpoints(folder))), [])
 
 
 def _is_run(path: Path) -> bool:
@@ -229,7 +230,9 @@ def _no_checkpoint(run: Path, name: str = "") -> str:
     step = RunDirectory(run).read_past().newest
     if step is None:
         return f"run {run} has no checkpoint yet: train it longer, or lower --checkpoint_every"
-    return f"run {run} had a checkpoint of step {step}, which is missing from {run / CHECKPOINTS}; restore it"
+    return (
+        f"run {run} had a checkpoint of step {step}, which is missing from {RunDirectory(run).checkpoints}; restore it"
+    )
 
 
 def _missing(path: Path) -> str:

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scalegpt.checkpoint.address import Place, place_of
 from scalegpt.checkpoint.store import find_checkpoints, step_of
 from scalegpt.config.train import MOST_STEPS
 from scalegpt.data.windows.ledger import Ledger
 from scalegpt.errors import InputError
 from scalegpt.storage import read_text
-from scalegpt.structured import read_object
+from scalegpt.structured import CONFIG_LIMIT, parse_yaml, read_object
 from scalegpt.training.runs.files import finite, write_whole, writing
 from scalegpt.training.runs.metrics_file import History, metric_lines
+
+CHECKPOINTS = "checkpoints"
+"""The name of the folder of checkpoints in a run's folder."""
 
 SAMPLES_LIMIT = 1 << 28
 """Largest number of bytes that are read from ``samples.txt``."""
@@ -49,10 +53,12 @@ class RunRecords:
 
     Args:
         path: the run's folder, ``runs/MODEL_NAME``; it need not exist.
+        checkpoints: the folder of its checkpoints; None: the one that ``config.yaml`` names by ``checkpoint_dir``, else
+            ``checkpoints/`` in the run's folder.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, checkpoints: Place | None = None) -> None:
+        self.path, self._checkpoints = path, checkpoints
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.metrics = path / "metrics.jsonl"
@@ -61,9 +67,15 @@ class RunRecords:
         self.bad_steps = path / "bad_steps.jsonl"
         self.samples = path / "samples.txt"
         self.report = path / "report.html"
-        self.checkpoints = path / "checkpoints"
 
-    def newest_checkpoint(self) -> Path | None:
+    @property
+    def checkpoints(self) -> Place:
+        """The folder of the run's checkpoints."""
+        if self._checkpoints is None:
+            self._checkpoints = _named_in(self.config) or self.path / CHECKPOINTS
+        return self._checkpoints
+
+    def newest_checkpoint(self) -> Place | None:
         """Return the path of the newest complete checkpoint; None where there is none."""
         found = find_checkpoints(self.checkpoints)
         return found[-1] if found else None
@@ -153,6 +165,16 @@ def _checkpoint_step(status: dict[str, Any]) -> int | None:
     """The step of the newest checkpoint that ``run_status.json`` names; None where it names none, or no valid step."""
     step = status.get("checkpoint_step")
     return step if type(step) is int and 0 <= step <= MOST_STEPS else None
+
+
+def _named_in(config: Path) -> Place | None:
+    """The folder of checkpoints that a run's ``config.yaml`` names; None: it names none, or cannot be read."""
+    try:
+        values = parse_yaml(read_text(config, CONFIG_LIMIT), str(config))
+        given, name = values["train"].get("checkpoint_dir"), values["name"]
+    except (OSError, UnicodeDecodeError, InputError, KeyError, TypeError, AttributeError):
+        return None
+    return place_of(given) / name if isinstance(given, str) and isinstance(name, str) else None
 
 
 def sample_text(step: int, text: str) -> str:

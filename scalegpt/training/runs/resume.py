@@ -1,10 +1,10 @@
 """Chooses the checkpoint from which a run resumes: the newest one that is whole and that the run itself has written."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scalegpt.backends import World
 from scalegpt.backends.base import LossScaler
+from scalegpt.checkpoint.address import Place
 from scalegpt.checkpoint.manifest import DamagedError, Header, Progress, UnreadableError
 from scalegpt.checkpoint.reader import Checkpoint, read_manifest
 from scalegpt.checkpoint.store import find_checkpoints, step_of
@@ -38,10 +38,10 @@ class CheckpointChoice:
 
     checkpoint: Checkpoint | None
     past: Past
-    damaged: tuple[tuple[Path, str], ...] = ()
+    damaged: tuple[tuple[Place, str], ...] = ()
     missing: int | None = None
-    earlier: Path | None = None
-    replaced: tuple[Path, ...] = ()
+    earlier: Place | None = None
+    replaced: tuple[Place, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -103,11 +103,11 @@ def choose_checkpoint(
     missing = past.newest
     if missing is not None and candidates and step_of(candidates[-1]) >= missing:
         missing = None
-    replaced: tuple[Path, ...] = ()
+    replaced: tuple[Place, ...] = ()
     if step is not None:
         candidates, replaced = _of_step(directory, candidates, step)
         missing = None
-    damaged: list[tuple[Path, str]] = []
+    damaged: list[tuple[Place, str]] = []
     for path in reversed(candidates):
         earlier = next((each for each in reversed(candidates) if step_of(each) < step_of(path)), None)
         try:
@@ -125,7 +125,7 @@ def choose_checkpoint(
     return CheckpointChoice(None, past)
 
 
-def _of_step(directory: RunDirectory, found: list[Path], step: int) -> tuple[list[Path], tuple[Path, ...]]:
+def _of_step(directory: RunDirectory, found: list[Place], step: int) -> tuple[list[Place], tuple[Place, ...]]:
     """Return the checkpoint of a step, as a list of one, and the checkpoints of later steps.
 
     Raises:
@@ -154,7 +154,7 @@ def _check_writer(checkpoint: Checkpoint, directory: RunDirectory, run_id: str |
 
 
 def _refuse_lost(
-    directory: RunDirectory, damaged: list[tuple[Path, str]], missing: int | None, past: Past, step: int | None
+    directory: RunDirectory, damaged: list[tuple[Place, str]], missing: int | None, past: Past, step: int | None
 ) -> None:
     """Refuse to start from the beginning where the run had checkpoints, or may have had some.
 
@@ -181,7 +181,7 @@ def _refuse_lost(
         )
 
 
-def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
+def rollback_advice(found: list[Place], first_skipped: int, hint: str) -> str:
     """Return a sentence on where a run whose last steps were all skipped can resume from.
 
     The last step before the skipped ones may have ruined the weights: its loss was computed before its update, so it
@@ -209,7 +209,7 @@ def rollback_advice(found: list[Path], first_skipped: int, hint: str) -> str:
     )
 
 
-def _is_usable(path: Path) -> bool:
+def _is_usable(path: Place) -> bool:
     try:
         read_manifest(path)
     except InputError:
@@ -217,7 +217,7 @@ def _is_usable(path: Path) -> bool:
     return True
 
 
-def verified(path: Path, world: World) -> tuple[Checkpoint | None, str]:
+def verified(path: Place, world: World) -> tuple[Checkpoint | None, str]:
     """Open a checkpoint and verify its files. Each rank verifies a share; all ranks must call it together.
 
     Returns:
@@ -338,7 +338,7 @@ def resume_hint(name: str, asked: str, *, fresh: bool, goes_back: bool = False) 
     return f"the same command {'without' if name == asked else f'with --model_name {name} instead of'} --fresh"
 
 
-def resumed_line(checkpoint: Path, progress: Progress, total: int, taken: int) -> str:
+def resumed_line(checkpoint: Place, progress: Progress, total: int, taken: int) -> str:
     """The line that names the checkpoint from which a run resumes, and the steps up to ``taken`` that it repeats."""
     first = progress.step + 1
     several = f"steps {first} to {taken} were taken before, and are repeated"

@@ -85,7 +85,7 @@ def tokens_to_keep(request: Request) -> dict[str, str] | None:
     None means that the text is read as it is now, because the run has no checkpoint yet, the user asks for other data, or
     the ledger lacks the digests of several sources.
     """
-    directory = RunDirectory(request.runs_dir / request.run.name)
+    directory = RunDirectory.of(request.runs_dir, request.run)
     saved = directory.newest_checkpoint()
     earlier = None if saved is None else directory.read_config()
     if saved is None or earlier is None or not request.allow_change.isdisjoint({DATA, "tokenizer"}):

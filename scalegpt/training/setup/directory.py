@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scalegpt.backends import World
@@ -20,6 +21,7 @@ from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import try_writing, write_whole, writing
 from scalegpt.training.runs.launch_marks import launch_marks, note_going_back
 from scalegpt.training.runs.metrics_file import History, read_history
+from scalegpt.training.runs.mirror import Mirror
 from scalegpt.training.runs.resume import CheckpointChoice, choose_checkpoint, starting_progress
 from scalegpt.training.runs.summary import total_steps
 from scalegpt.training.setup.data import ReadyData
@@ -90,12 +92,14 @@ def _claim(request: Request, run: RunConfig, batch: BatchPlan, ranks: int) -> tu
         raise InputError(f"runs_dir {parent}: {error.strerror}; choose another --runs_dir") from None
     if not os.access(parent, os.W_OK):
         raise InputError(f"runs_dir {parent} cannot be written; choose another --runs_dir")
-    try_writing(directory.path, directory.checkpoints)
-    _check_space(directory, run, batch)
+    try_writing(directory.path)
+    if isinstance(directory.checkpoints, Path):
+        try_writing(directory.checkpoints)
+        _check_space(directory.checkpoints, run, batch)
     return directory, directory.changes(run, ranks=ranks)
 
 
-def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> None:
+def _check_space(folder: Path, run: RunConfig, batch: BatchPlan) -> None:
     """Refuse a run whose checkpoints do not fit on the disk: those that are kept, and one more while one is replaced.
 
     Raises:
@@ -103,9 +107,9 @@ def _check_space(directory: RunDirectory, run: RunConfig, batch: BatchPlan) -> N
     """
     train = run.train
     ever = 1 + (total_steps(train, batch) // train.checkpoint_every if train.checkpoint_every else 0)
-    more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(directory.checkpoints))
+    more = min(ever, train.keep_checkpoints + train.keep_best + 1) - len(store.find_checkpoints(folder))
     states = training_bytes(run.model, train)
-    check_space(directory.checkpoints, max(0, more) * (sum(states.values()) - states["gradients"]))
+    check_space(folder, max(0, more) * (sum(states.values()) - states["gradients"]))
 
 
 def write_start(
@@ -148,3 +152,4 @@ def write_start(
     directory.forget_after(start.history)
     with writing(directory.ledger.path):
         directory.ledger.append(stretch)
+    Mirror(directory).update()

@@ -72,7 +72,7 @@ def open_initial(request: Request, world: World) -> Opened | None:
     stored = Checkpoint.open(found)
     stored.accept()  # rank 0 has verified the weights
     tokenizer = None if is_given else Tokenizer.from_dict(stored.manifest.header.tokenizer)
-    return Opened(_of_checkpoint(stored), tokenizer, TakenOver.beside(found.parent.parent))
+    return Opened(_of_checkpoint(stored), tokenizer, TakenOver.beside(found))
 
 
 def _of_checkpoint(stored: Checkpoint) -> Origin:
@@ -88,4 +88,4 @@ def _of_checkpoint(stored: Checkpoint) -> Origin:
 
 
 def _has_checkpoint(request: Request) -> bool:
-    return RunDirectory(request.runs_dir / request.run.name).newest_checkpoint() is not None
+    return RunDirectory.of(request.runs_dir, request.run).newest_checkpoint() is not None

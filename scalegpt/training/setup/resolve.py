@@ -8,6 +8,7 @@ import torch
 
 from scalegpt.backends import World
 from scalegpt.backends.capabilities import check_attention, check_precision, device_name, resolve_compile
+from scalegpt.checkpoint.address import Address, try_out
 from scalegpt.config import ParallelConfig, RunConfig
 from scalegpt.config.tokenizer import TOKENIZER_JSON, TOKENS, is_file
 from scalegpt.data.prepared import prepared_at
@@ -21,6 +22,7 @@ from scalegpt.training.request import Request
 from scalegpt.training.resilience import oom
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.launch_marks import begun_before, went_back_before
+from scalegpt.training.runs.mirror import fetch
 from scalegpt.training.setup.data import with_tokenizer_of_tokens
 
 LONGEST_NAME = 200
@@ -59,6 +61,7 @@ def resolve_request(request: Request, world: World) -> Resolved:
         InputError: the run's name is not a valid folder name, or this machine does not support a setting.
     """
     check_name(request.run.name)
+    fetched = _reach_checkpoints(request, world)
     request, kept = world.on_first(lambda: _with_kept_tokenizer(_as_restarted(request)))
     data = world.on_first(lambda: with_tokenizer_of_tokens(request.run.data, request.given))
     request = replace(request, run=replace(request.run, data=data))
@@ -81,8 +84,25 @@ def resolve_request(request: Request, world: World) -> Resolved:
         open_,
         compiled,
         warning,
-        (*request.notes, *kept, *measuring, *notes),
+        (*request.notes, *fetched, *kept, *measuring, *notes),
     )
+
+
+def _reach_checkpoints(request: Request, world: World) -> tuple[str, ...]:
+    """Try an address of checkpoints on each machine, and fetch the run's folder from beside them where it is missing.
+
+    Returns:
+        A line on the folder, if it was fetched.
+
+    Raises:
+        InputError: the address cannot be used.
+    """
+    directory = RunDirectory.of(request.runs_dir, request.run)
+    address = directory.checkpoints
+    if isinstance(address, Address):
+        world.on_each_machine(lambda: try_out(address))
+    note = None if request.fresh else world.on_first(lambda: fetch(directory))
+    return () if note is None else (note,)
 
 
 def _measure_processor() -> tuple[str, ...]:
@@ -148,7 +168,7 @@ def _as_chosen_before(request: Request, world: World) -> tuple[RunConfig, frozen
     """
     if request.fresh:
         return request.run, request.open, []
-    directory = RunDirectory(request.runs_dir / request.run.name)
+    directory = RunDirectory.of(request.runs_dir, request.run)
     run, open_ = _with_earlier_layout(request, directory, world)
     smaller = oom.shrunk(run, directory, ranks=world.size, device=device_name(world.device))
     return (run, open_, []) if smaller is None else (smaller[0], open_ - {"micro_batch"}, [smaller[1]])
