@@ -64,7 +64,8 @@ def open_run(
     # Lock before the checkpoints are read: another process may be writing them.
     weaknesses = world.on_first(directory.lock)
     try:
-        check_shared(directory.path, world)
+        if isinstance(directory.checkpoints, Path):  # at an address there is nothing that the machines must share
+            check_shared(directory.checkpoints.parent, world)
         choice = choose_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
         progress, token_changes = world.on_first(
             lambda: starting_progress(choice, directory, run, data.tokens, data.digest, allowed=request.allow_change)

@@ -1,4 +1,4 @@
-"""Checks of a run on several machines: the network between them, and the run's folder, which all must share."""
+"""Checks of a run on several machines: the network between them, and the folder that all must share."""
 
 import time
 from pathlib import Path
@@ -59,7 +59,7 @@ def _interface_advice(world: World) -> str:
 
 
 def check_shared(folder: Path, world: World) -> None:
-    """Check that all machines see the folder that rank 0 writes; all ranks must call it together.
+    """Check that all machines see the folder in which all ranks write; all ranks must call it together.
 
     Raises:
         InputError: a machine does not see it.
@@ -74,11 +74,12 @@ def check_shared(folder: Path, world: World) -> None:
     if blind:
         raise InputError(
             f"{folder.absolute()} of {world.machines[0].name} is not there on {blind[0]}: all machines need the same "
-            "folder, on a shared disk; give it as --runs_dir"
+            "folder, on a shared disk (--runs_dir), or keep the checkpoints at an address (--checkpoint_dir)"
         )
 
 
 def _make_sign(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = temporary_name(folder / "here")  # the next start removes it, should this one be killed
     path.touch()
     return path
