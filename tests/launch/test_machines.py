@@ -176,6 +176,21 @@ def test_machines_without_a_common_folder_are_refused(machines: Machines, tmp_pa
 
 
 @pytest.mark.faults
+def test_only_the_checkpoints_need_a_common_folder(machines: Machines, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in machines.names]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "bottles.txt").write_text(TEXT, encoding="utf-8")
+    done = run_all(torchrun(machines, "--checkpoint_dir", str(tmp_path / "shared")), folders)
+    assert [each.returncode for each in done] == [0, 0], done
+    written = [folder for folder in folders if (folder / "runs" / "run" / "metrics.jsonl").exists()]
+    assert len(written) == 1  # that of the first rank
+    assert sorted(losses(written[0])) == list(range(1, 21))
+    assert (tmp_path / "shared" / "run" / "step_00000020" / "checkpoint.json").is_file()
+    assert not [folder for folder in folders if (folder / "runs" / "run" / ".heartbeats").exists()]
+
+
+@pytest.mark.faults
 def test_other_sources_on_a_machine_are_refused(machines: Machines, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "scalegpt", tmp_path / "other" / "scalegpt")
     shutil.copytree(ROOT / "launch", tmp_path / "other" / "launch")
