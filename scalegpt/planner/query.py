@@ -95,7 +95,7 @@ class Asked:
             run = with_expected_vocabulary(run, {*flags, *(source.stated if preset is None else ())})
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # a DeepSpeed file is written for one stage and one kind of offload
-            fixed |= {"backend", "zero_stage", "offload"}
+            fixed |= {"backend", "zero_stage", "offload", "shard_size"}
         return cls(
             run=run,
             source=source,
@@ -130,8 +130,11 @@ class Asked:
         vocabulary = vocabulary_remark(run)
         notes += [vocabulary] if vocabulary else []
         notes += self.source.notes(self.fixed)
+        open_ = PLANNED - self.fixed
+        if machine.nodes == 1 and run.parallel.shard_size is None:
+            open_ -= {"shard_size"}  # on one machine there is no other to choose
         return (
-            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration, fewer=not self.all_cards),
+            Question(run, machine, open_, self.margin, self.calibration, fewer=not self.all_cards),
             (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 
