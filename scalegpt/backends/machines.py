@@ -150,7 +150,7 @@ def check_machines(machines: Sequence[Machine]) -> tuple[str, ...]:
         if found and package in MUST_AGREE:
             raise InputError(f"{package} differs between the machines: {found}; install the same on all machines")
         if found:
-            warnings.append(f"{package} differs between the machines: {found}; the run goes on")
+            warnings.append(f"{package} differs between the machines: {found}; the run continues")
     return (*warnings, *_clock_warning(machines), *_name_warning(machines))
 
 
