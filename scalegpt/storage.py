@@ -198,7 +198,6 @@ def check_space(out: Path, needed: int) -> None:
 
     Raises:
         NoSpaceError: the disk has too little room; the message names the bytes needed and the bytes free.
-        PlaceError: the disk cannot be examined.
     """
     with disk_errors(out):
         free = free_bytes(out)

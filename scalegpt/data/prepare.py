@@ -18,7 +18,7 @@ from scalegpt.data.preparation.identity import Preparation, identify
 from scalegpt.data.preparation.tails import TailWriter
 from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
 from scalegpt.data.prepared import prepared_at
-from scalegpt.data.remote.inputs import STANDARD_INPUT, as_paths, naming_standard_input
+from scalegpt.data.remote.inputs import STANDARD_INPUT, as_paths, is_standard_input, naming_standard_input
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
@@ -151,6 +151,8 @@ def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside:
             as_text=settings.as_text,
             selection=Selection.of(settings),
         )
+    if settings.text_field is not None and STANDARD_INPUT in map(str, inputs):
+        _check_has_records(corpus, settings.text_field)
     if corpus.skipped.counts:
         remedies = {
             f"not {corpus.encoding}": "--encoding auto detects encodings",
@@ -161,6 +163,15 @@ def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside:
     if corpus.read_as_written.counts:
         _log.warning("read as they are written: %s", corpus.read_as_written)
     return corpus
+
+
+def _check_has_records(corpus: Corpus, field: str) -> None:
+    """Refuse standard input that was taken for plain text although the user names a field of its records."""
+    if any(source.form is None and is_standard_input(source.path) for source in corpus.sources):
+        raise InputError(
+            f"standard input is plain text, or CSV or TSV that only a name tells, so it has no field {one_line(field)}: "
+            "write it to a .csv or .tsv file and name that, or leave out --text_field"
+        )
 
 
 def _tokenizer_file(settings: DataConfig) -> HFTokenizer | None:

@@ -106,6 +106,14 @@ def test_missing_and_special_files(tmp_path):
         survey([], "utf-8")
 
 
+def test_a_weight_where_none_is_taken(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=r"a\.txt=0\.7 does not exist; weights are for --input_file of train and eval"):
+        survey([tmp_path / "a.txt=0.7"], "utf-8")
+    with pytest.raises(InputError, match=r"b\.txt=0\.7 does not exist; name a text file"):
+        survey([tmp_path / "b.txt=0.7"], "utf-8")
+
+
 def test_what_is_skipped_of_a_folder_is_counted(tmp_path):
     write(tmp_path, {"a.txt": "good", "b.bin": b"\0\1", "c.txt": "", "d.txt": b"caf\xe9", "e.bin": b"\0"})
     found = survey([tmp_path], "utf-8")

@@ -63,9 +63,14 @@ def _spool(beside: Path) -> Path:
     return _spooled
 
 
+def is_standard_input(path: Path) -> bool:
+    """Whether the path is that of the temporary copy of standard input."""
+    return path == _spooled
+
+
 def name_of(path: Path) -> str:
     """The path of an input's file, as messages and manifests name it: ``standard input`` for the copy of that."""
-    return _spooled.name if _spooled is not None and path == _spooled else str(path)
+    return path.name if is_standard_input(path) else str(path)
 
 
 @contextmanager

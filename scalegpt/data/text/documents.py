@@ -265,7 +265,13 @@ def _check_exists(path: Path) -> None:
     try:
         path.stat()
     except FileNotFoundError:
-        raise InputError(f"input {one_line(path)} does not exist; name a text file or a folder of them") from None
+        before, equals, _ = str(path).rpartition("=")
+        advice = "name a text file or a folder of them"
+        if equals and os.path.exists(before):  # noqa: PTH110 - pathlib's raises where a folder is closed
+            advice = (
+                "weights are for --input_file of train and eval; prepare each source by itself, and give them there"
+            )
+        raise InputError(f"input {one_line(path)} does not exist; {advice}") from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"input {one_line(path)} cannot be read: {getattr(error, 'strerror', error)}; name a text file"
