@@ -152,7 +152,7 @@ def check_machines(machines: Sequence[Machine]) -> tuple[str, ...]:
     for package in machines[0].versions.keys() - set(MUST_AGREE) if machines else ():
         found = _different(machines, lambda machine, name=package: machine.versions.get(name, "unknown"))  # type: ignore[misc]
         if found:
-            warnings.append(f"{package} differs between the machines: {found}; the run goes on")
+            warnings.append(f"{package} differs between the machines: {found}; the run continues")
     return (*sorted(warnings), *_clock_warning(machines), *_name_warning(machines))
 
 

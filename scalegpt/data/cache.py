@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scalegpt.config.tokenizer import SIDECAR
 from scalegpt.data.leftovers import remove_folder
 from scalegpt.data.shards import TokenSet, digest_of, open_tokens
-from scalegpt.data.sidecar import SIDECAR, read_sidecar, recorded_digests
+from scalegpt.data.sidecar import read_sidecar, recorded_digests
 from scalegpt.data.stored import Part
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.token_file import Progress, Scanned, UnreadableTokensError

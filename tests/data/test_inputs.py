@@ -30,12 +30,17 @@ def test_standard_input_is_read_by_its_content(tmp_path: Path, content: bytes) -
     assert done.returncode == 0, done.stderr
     tokens = open_tokens(tmp_path / "out")
     assert tokens.meta["documents"] == 30
+    assert [source["path"] for source in tokens.meta["sources"]] == ["standard input"]
     assert tokens.tokenizer.decode(tokens.train[:7]).startswith("text 0")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_standard_input_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> None:
-    for content, what in ((b"", b"standard input is empty"), (LINES + b"{", b"standard input, line 31: broken JSON")):
+    for content, what in (
+        (b"", b"error: standard input is empty"),
+        (LINES + b"{", b"error: standard input, line 31: broken JSON"),
+        (b"caf\xe9 " * 99, b"error: standard input is not UTF-8"),
+    ):
         done = prepare(tmp_path, "-", content)
         assert done.returncode == 2
         assert what in done.stderr

@@ -106,9 +106,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 class Played:
     """A prediction for these CPUs, with the components that a prediction does not name."""
 
-    def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch, ranks: int | None = None
+    ) -> None:
         run: RunConfig = resolve(flags=flags)
-        ranks = ranks_of(flags)
+        ranks = ranks or ranks_of(flags)
         kernel = attention_kernel(run)
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=ranks, on_cuda=False)
         step = make_step(run, mesh=run.parallel.mesh(ranks), grad_accum=grad_accum, kernel=kernel, settings=settings)
@@ -212,3 +214,31 @@ def test_host_memory(label: str, played: Played, ranks: list[dict[str, Any]]) ->
     real = max(of_kind(rank["steady"], "host") for rank in ranks)
     assert played.prediction.host_bytes == pytest.approx(real, rel=0.02)
     assert bool(real) == (CASES[label][0]["offload"] != "none")
+
+
+MANY = {
+    "stage 1": case(1, grad_accum=2),
+    "stage 2": case(2, grad_accum=2),
+    "stage 3": case(3, grad_accum=2),
+    "stage 3, second copy": case(3, grad_accum=2, shard_size=4),
+    "stage 2, offload": case(2, "optimizer"),
+    "stage 3, second copy, offload": case(3, "optimizer", shard_size=4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [8, 64, 1024])
+def test_rank_0_of_many(tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks do not exist (torch's fake process group)."""
+    task: dict[str, Any] = {label: {"flags": flags, "grad_accum": accum} for label, (flags, accum) in MANY.items()}
+    task["pretended ranks"] = ranks
+    figures = run_ranks(Path(__file__).with_name("deepspeed_worker.py"), 1, task, tmp_path, timeout=1200)
+    for label, (flags, grad_accum) in MANY.items():
+        planned = Played(flags, grad_accum, monkeypatch, ranks).prediction
+        real = {phase: fullest(figures[label], phase) for phase in figures[label][0]["phases"]}
+        assert planned.peak_bytes == pytest.approx(max(real.values()), rel=0.01), label
+        assert planned.phases == pytest.approx(real, rel=0.04), label
+        steady = figures[label][0]["steady"]
+        assert planned.steady_bytes == pytest.approx(on_device(steady), rel=0.02), label
+        # The tracker counts host memory in blocks of 512 bytes too.
+        assert planned.host_bytes == pytest.approx(of_kind(steady, "host"), rel=0.02, abs=8 << 10), label

@@ -26,7 +26,10 @@ TOKENS, CACHE, OTHER_SPLIT = "folder of prepared tokens", "cache of datasets", "
 
 _REFUSED = {
     RUN: "is the folder of a run, which holds no text to train on; name the text itself",
-    TOKENS: "holds tokens already prepared; give it alone as --input_file, or name text files",
+    TOKENS: (
+        "holds tokens already prepared; give it alone to the trainer as --input_file, or give each input a weight there "
+        "(a=0.7 b=0.3), or name text files"
+    ),
     CACHE: (
         "is part of the cache of Hugging Face datasets; load the data set there, save it with save_to_disk, and name the "
         "folder that this makes"
