@@ -101,7 +101,6 @@ def measure(arguments: argparse.Namespace, folder: str | None) -> dict[str, Any]
     from scalegpt.checkpoint.writer import bytes_of
     from scalegpt.optim.factory import optimizer_factory
     from scalegpt.planner.memory.deepspeed.settings import deepspeed_settings
-
     from scalegpt.weights.origin import open_folder  # noqa: F401 - imports are not what is measured
 
     if arguments.backend == "deepspeed":
