@@ -271,6 +271,7 @@ class Backend(ABC):
             if piece is not None:
                 end = piece.start + piece.values.numel()
                 piece.values.copy_(value.reshape(-1)[piece.start : end])
+            del value  # before the next one is made
         self.refresh()
 
     @property

@@ -47,20 +47,18 @@ class Shard(Protocol):
 
 
 class SafetensorsShard:
-    """A safetensors file, mapped into memory."""
+    """A safetensors file. It is mapped into memory only while a tensor of it is in use, since read pages count as memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._file: Any = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+        self.entries()
 
     def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]:
         """See :class:`Shard`."""
         found = {}
-        for name in self._file.keys():  # noqa: SIM118 - not a dict
-            part = self._file.get_slice(name)
+        file = self._open()
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            part = file.get_slice(name)
             kind = str(part.get_dtype())
             found[name] = tuple(part.get_shape()), DTYPES.get(kind, kind)
         return found
@@ -68,16 +66,39 @@ class SafetensorsShard:
     def read(self, name: str) -> Tensor:
         """See :class:`Shard`."""
         try:
-            value: Tensor = self._file.get_tensor(name)
+            value: Tensor = self._open().get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise _damaged(self._path, error) from None
         return value
 
+    def _open(self) -> Any:
+        try:
+            return safe_open(self._path, framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(self._path, error) from None
+
 
 class PickleShard:
-    """A file of ``torch.save``, mapped into memory. Only tensors are unpickled."""
+    """A file of ``torch.save``, mapped into memory like :class:`SafetensorsShard`. Only tensors are unpickled."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        known = DTYPES.values()
+        self._entries = {
+            name: (tuple(value.shape), value.dtype if value.dtype in known else str(value.dtype).removeprefix("torch."))
+            for name, value in self._open().items()
+        }
+
+    def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]:
+        """See :class:`Shard`."""
+        return self._entries
+
+    def read(self, name: str) -> Tensor:
+        """See :class:`Shard`."""
+        return self._open()[name].detach()
+
+    def _open(self) -> dict[str, Tensor]:
+        path = self._path
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
@@ -91,19 +112,7 @@ class PickleShard:
             isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):
             raise InputError(f"{path} holds more than named tensors; save the model as safetensors instead")
-        self._tensors: dict[str, Tensor] = content
-
-    def entries(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype | str]]:
-        """See :class:`Shard`."""
-        known = DTYPES.values()
-        return {
-            name: (tuple(value.shape), value.dtype if value.dtype in known else str(value.dtype).removeprefix("torch."))
-            for name, value in self._tensors.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        """See :class:`Shard`."""
-        return self._tensors[name].detach()
+        return content
 
 
 class WeightFiles:

@@ -12,7 +12,7 @@ Reading, checking and writing all follow that list.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -198,8 +198,23 @@ def from_theirs(
     for source, parts in groupby(wanted, key=lambda target: target.source):
         if source is None:  # a bias that ours has not
             continue
-        values = [part.form.ours(read(part.name), model).float() for part in parts]
-        yield source, torch.cat(values) if len(values) > 1 else values[0].contiguous()
+        yield source, _joined(list(parts), read, model)
+
+
+def _joined(parts: Sequence[Target], read: Callable[[str], Tensor], model: ModelConfig) -> Tensor:
+    """The fp32 rows of all parts. Memory holds them, and one part as it is read."""
+    if len(parts) == 1:
+        whole: Tensor = parts[0].form.ours(read(parts[0].name), model)
+        return whole.float().contiguous()
+    rows, first = torch.empty(0), 0
+    for part in parts:
+        value = part.form.ours(read(part.name), model)
+        if not first:
+            rows = torch.empty(sum(each.rows for each in parts), *value.shape[1:])
+        rows[first : first + part.rows].copy_(value)
+        first += part.rows
+        del value  # before the next part is read
+    return rows
 
 
 def to_theirs(read: Callable[[str], Tensor], wanted: Iterable[Target], model: ModelConfig) -> Iterator[Tensor]:

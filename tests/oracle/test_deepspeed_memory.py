@@ -36,6 +36,7 @@ from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, WEIGHTS, rounded
 
 pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
+RANKS, RANKS_WITH_COPIES = 2, 4
 MODEL = {
     "backend": "deepspeed", "n_layer": 5, "n_embd": 128, "n_head": 4, "block_size": 128, "vocab_size": 1500,
     "micro_batch": 2, "dropout": 0.0, "learning_rate": 1e-4,
@@ -84,8 +85,8 @@ CASES = ALL if os.environ.get("SCALEGPT_ORACLE") == "all" else FEW
 
 
 def ranks_of(flags: dict[str, Any]) -> int:
-    """The number of ranks of a case: four if two of them share a second copy of the weights."""
-    return 4 if "shard_size" in flags else 2
+    """The number of ranks of a case: more if some of them share a second copy of the weights."""
+    return RANKS_WITH_COPIES if "shard_size" in flags else RANKS
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     """Every rank's figures, by case."""
     worker = Path(__file__).with_name("deepspeed_worker.py")
     figures: dict[str, list[dict[str, Any]]] = {}
-    for ranks in (2, 4):
+    for ranks in (RANKS, RANKS_WITH_COPIES):
         task = {
             label: {"flags": flags, "grad_accum": grad_accum}
             for label, (flags, grad_accum) in CASES.items()
