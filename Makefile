@@ -29,7 +29,7 @@ demo: .venv/installed
 test: lint types architecture tests
 
 faults: .venv/installed-dev
-	$(BIN)/pytest tests/faults -m "faults or not faults"
+	$(BIN)/pytest tests/faults tests/launch/test_machines.py -m "faults or not faults"
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -197,12 +197,12 @@ def check_space(out: Path, needed: int) -> None:
     """Refuse to write ``needed`` bytes to a path, which need not exist yet, if the disk has no room for them.
 
     Raises:
-        InputError: the disk has too little room; the message names the bytes needed and the bytes free.
+        NoSpaceError: the disk has too little room; the message names the bytes needed and the bytes free.
     """
     with disk_errors(out):
         free = free_bytes(out)
     if free is not None and free < needed:
-        raise InputError(
+        raise NoSpaceError(
             f"not enough disk space for {one_line(out)}: about {needed:,} bytes are needed and {free:,} are free there; "
             "free some, or choose another disk"
         )

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +85,15 @@ def all_layouts() -> Iterator[ParallelConfig]:
 LAYOUTS = tuple(all_layouts())
 
 
+def sized_layouts(machine: Machine) -> Iterator[ParallelConfig]:
+    """Every layout whose shards are those of one, two or four of several machines."""
+    for layout, count in itertools.product(LAYOUTS, (1, 2, 4)):
+        size = count * machine.gpus
+        if machine.nodes > 1 and 1 < size < machine.ranks and machine.ranks % size == 0:
+            with suppress(InputError):
+                yield layout.changed(shard_size=size)
+
+
 def has_optimizer(run: RunConfig, layout: ParallelConfig) -> bool:
     """Whether the run's optimizer works with a layout: Muon neither offloaded nor over DeepSpeed's flat parts."""
     return run.train.optimizer != "muon" or (
@@ -142,7 +152,7 @@ def _with_cards(run: RunConfig, machine: Machine, place: int, nodes: int, gpus: 
     if rest or not sequences:
         return
     estimator = Estimator(there)
-    for layout, recompute, loss in itertools.product(LAYOUTS, RECOMPUTE, LOSSES):
+    for layout, recompute, loss in itertools.product((*LAYOUTS, *sized_layouts(there)), RECOMPUTE, LOSSES):
         if (layout.backend == "plain" and there.ranks > 1) or not has_optimizer(run, layout):
             continue
         for micro in (size for size in range(1, sequences + 1) if sequences % size == 0):
@@ -167,7 +177,7 @@ def is_allowed(each: Candidate, question: Question) -> bool:
 def _value(run: RunConfig, name: str) -> object:
     if name == "zero_stage":
         return run.parallel.stage
-    return getattr(run.parallel if name in {"backend", "offload"} else run.train, name)
+    return getattr(run.parallel if name in {"backend", "offload", "shard_size"} else run.train, name)
 
 
 def brute_force(question: Question, candidates: list[Candidate]) -> Plan | None:

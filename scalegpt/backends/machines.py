@@ -12,7 +12,7 @@ import platform
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -138,22 +138,20 @@ def check_machines(machines: Sequence[Machine]) -> tuple[str, ...]:
     Raises:
         InputError: the machines start different numbers of ranks, or a package of :data:`MUST_AGREE` differs.
     """
-    counts = _different(machines, lambda machine: str(machine.ranks))
+    counts = _different((str(machine.ranks), machine.name) for machine in machines)
     if counts:
         raise InputError(
             f"the machines start different numbers of ranks: {counts}; start the same number on each, for example with "
             "--nproc_per_node or slots="
         )
-    for package in MUST_AGREE:
-        found = _different(machines, lambda machine, name=package: machine.versions.get(name, "unknown"))  # type: ignore[misc]
-        if found:
-            raise InputError(f"{package} differs between the machines: {found}; install the same on all machines")
     warnings = []
-    for package in machines[0].versions.keys() - set(MUST_AGREE) if machines else ():
-        found = _different(machines, lambda machine, name=package: machine.versions.get(name, "unknown"))  # type: ignore[misc]
+    for package in machines[0].versions if machines else ():
+        found = _different((machine.versions.get(package, "unknown"), machine.name) for machine in machines)
+        if found and package in MUST_AGREE:
+            raise InputError(f"{package} differs between the machines: {found}; install the same on all machines")
         if found:
-            warnings.append(f"{package} differs between the machines: {found}; the run goes on")
-    return (*sorted(warnings), *_clock_warning(machines), *_name_warning(machines))
+            warnings.append(f"{package} differs between the machines: {found}; the run continues")
+    return (*warnings, *_clock_warning(machines), *_name_warning(machines))
 
 
 def _clock_warning(machines: Sequence[Machine]) -> list[str]:
@@ -175,14 +173,17 @@ def _name_warning(machines: Sequence[Machine]) -> list[str]:
     return [f"several machines have the name {twice[0]}, so messages cannot tell them apart"] if twice else []
 
 
-def _different(machines: Sequence[Machine], value: Callable[[Machine], str]) -> str:
-    """The values and whose they are, such as ``2.11 on alpha, 2.12 on beta and gamma``; empty if all are equal."""
+def _different(values: Iterable[tuple[str, str]]) -> str:
+    """From pairs (value, machine): the values and whose they are, such as ``2.11 on alpha, 2.12 on beta and gamma``.
+
+    Empty if all values are equal.
+    """
     whose: dict[str, list[str]] = {}
-    for machine in machines:
-        whose.setdefault(value(machine), []).append(machine.name)
+    for value, machine in values:
+        whose.setdefault(value, []).append(machine)
     if len(whose) < 2:
         return ""
-    return ", ".join(f"{what} on {_few(names)}" for what, names in whose.items())
+    return ", ".join(f"{value} on {_few(names)}" for value, names in whose.items())
 
 
 def _few(names: Sequence[str]) -> str:

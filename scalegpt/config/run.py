@@ -13,7 +13,7 @@ from scalegpt.errors import InputError
 from scalegpt.inputs import WeightedInput, as_text, sources_of
 
 AUTO = "auto"
-PLANNED = frozenset({"backend", "zero_stage", "offload", "micro_batch", "recompute", "loss"})
+PLANNED = frozenset({"backend", "zero_stage", "offload", "shard_size", "micro_batch", "recompute", "loss"})
 """The settings that may be ``auto``: the planner chooses them."""
 
 PLANNED_BY_DEFAULT = frozenset({"micro_batch", "recompute"})

@@ -4,10 +4,10 @@ import json
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalegpt.errors import InputError, nearest
-from scalegpt.storage import NotPlainError, read_bytes
+from scalegpt.storage import NotPlainError, read_bytes, read_text
 from scalegpt.text import one_line, shown
 
 TOKENS = {"gpt2": 50257, "byte": 257}
@@ -20,6 +20,9 @@ TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 FILE_LIMIT = 128 << 20
 """The largest ``tokenizer.json`` that is read, in bytes. The largest files in common use have 35 MB."""
+
+SIDECAR, SIDECAR_LIMIT = "meta.json", 256 << 20
+"""The file that describes prepared tokens; the largest that is read, in bytes: earlier releases listed every source in it."""
 
 LARGEST_VOCABULARY = 10_000_000
 PADDED_TO = 128
@@ -163,6 +166,35 @@ def vocabulary_size(tokenizer: str) -> int:
         return 1 + max(vocabulary(parse_tokenizer(content)).values())
     except InputError as error:
         raise InputError(f"tokenizer {one_line(path)} {error}") from None
+
+
+class PreparedWith(NamedTuple):
+    """The tokenizer of prepared tokens.
+
+    Attributes:
+        setting: the setting ``tokenizer``: a name, or the folder of the tokens, which holds the ``tokenizer.json``.
+        size: the number of its ids.
+    """
+
+    setting: str
+    size: int
+
+
+def prepared_with(folder: str) -> PreparedWith | None:
+    """The tokenizer of the tokens that ScaleGPT prepared in a folder, from the sidecar ``meta.json`` alone.
+
+    None for anything else: text, files of other programs, a folder of another machine, and a damaged sidecar, which the
+    trainer reports.
+    """
+    try:
+        meta = json.loads(read_text(Path(folder) / SIDECAR, SIDECAR_LIMIT))
+        kind, size = meta["tokenizer"]["kind"], meta["tokenizer"]["vocab_size"]
+        has_file = (Path(folder) / TOKENIZER_JSON).is_file()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError, NotPlainError):
+        return None
+    if type(size) is not int or not 0 < size <= LARGEST_VOCABULARY or not (kind in NAMES or has_file):
+        return None
+    return PreparedWith(kind if kind in NAMES else folder, size)
 
 
 def padded_vocabulary(size: int) -> int:

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scalegpt.config.tokenizer import SIDECAR
 from scalegpt.data.leftovers import remove_folder
 from scalegpt.data.shards import TokenSet, digest_of, open_tokens
-from scalegpt.data.sidecar import SIDECAR, read_sidecar, recorded_digests
+from scalegpt.data.sidecar import read_sidecar, recorded_digests
 from scalegpt.data.stored import Part
 from scalegpt.data.text.documents import is_prepared
 from scalegpt.data.token_file import Progress, Scanned, UnreadableTokensError
 from scalegpt.data.tokenizers import Tokenizer
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, NoSpaceError
 from scalegpt.storage import PlaceError, disk_errors, read_text, user_path, write_atomic
 from scalegpt.text import one_line
 
@@ -116,10 +117,13 @@ def cache_errors() -> Iterator[None]:
     """Turn the error of an unusable cache into one that names the cache's owner and says how to use another cache.
 
     Raises:
+        NoSpaceError: the cache's disk is full.
         InputError: in place of an :class:`UnreadableTokensError` or a :class:`PlaceError`.
     """
     try:
         yield
+    except NoSpaceError as error:
+        raise NoSpaceError(f"cache of prepared tokens: {error}; SCALEGPT_CACHE names another folder for it") from None
     except (UnreadableTokensError, PlaceError) as error:
         owner = _owner(error.path)
         whose = "" if owner is None else f" (it belongs to {one_line(owner)})"

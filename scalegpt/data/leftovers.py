@@ -84,7 +84,13 @@ def claim_unfinished(out: Path, key: str) -> tuple[Path, int] | None:
         is_ours = folder.exists() and os.fstat(descriptor).st_uid == os.geteuid()
         if is_ours and (is_new or _may_be_taken(folder, has_locks=has_locks)):
             holder = {"pid": os.getpid(), "birth": birth_of(os.getpid()), "node": platform.node()}
-            write_atomic(folder / HOLDER, json.dumps(holder))
+            try:
+                write_atomic(folder / HOLDER, json.dumps(holder))
+            except OSError:
+                if is_new:
+                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
+                raise
             return folder, descriptor
     os.close(descriptor)
     return None

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from scalegpt.config import DataConfig
 from scalegpt.config.tokenizer import is_file
-from scalegpt.data.cache import cache_errors, cache_folder, cached_with, checked, find_cached, something_else, tokens_in
+from scalegpt.data.cache import cache_errors, cache_folder, cached_with, checked, find_cached, tokens_in
 from scalegpt.data.foreign.given import open_given
 from scalegpt.data.leftovers import remove_abandoned
 from scalegpt.data.preparation.batches import BatchReader, Position
@@ -18,7 +18,7 @@ from scalegpt.data.preparation.identity import Preparation, identify
 from scalegpt.data.preparation.tails import TailWriter
 from scalegpt.data.preparation.writer import TokenWriter, may_resume_after
 from scalegpt.data.prepared import prepared_at
-from scalegpt.data.remote.inputs import STANDARD_INPUT, as_paths
+from scalegpt.data.remote.inputs import STANDARD_INPUT, as_paths, is_standard_input, naming_standard_input
 from scalegpt.data.shards import TokenSet, open_tokens
 from scalegpt.data.text.corpus import Corpus, survey
 from scalegpt.data.text.documents import OUTSIDE_LINK, is_folder, is_prepared
@@ -141,14 +141,18 @@ def split_inputs(text: str) -> list[str]:
 
 def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside: Path | None = None) -> Corpus:
     """Survey the inputs that :func:`~scalegpt.data.remote.inputs.as_paths` takes, and log which are skipped."""
-    corpus = survey(
-        as_paths(inputs, beside or cache_folder() / "standard-input"),
-        settings.encoding,
-        text_field=settings.text_field,
-        want_characters=settings.tokenizer == "char",
-        as_text=settings.as_text,
-        selection=Selection.of(settings),
-    )
+    paths = as_paths(inputs, beside or cache_folder() / "standard-input")
+    with naming_standard_input():
+        corpus = survey(
+            paths,
+            settings.encoding,
+            text_field=settings.text_field,
+            want_characters=settings.tokenizer == "char",
+            as_text=settings.as_text,
+            selection=Selection.of(settings),
+        )
+    if settings.text_field is not None and STANDARD_INPUT in map(str, inputs):
+        _check_has_records(corpus, settings.text_field)
     if corpus.skipped.counts:
         remedies = {
             f"not {corpus.encoding}": "--encoding auto detects encodings",
@@ -159,6 +163,15 @@ def survey_reporting(inputs: Sequence[str | Path], settings: DataConfig, beside:
     if corpus.read_as_written.counts:
         _log.warning("read as they are written: %s", corpus.read_as_written)
     return corpus
+
+
+def _check_has_records(corpus: Corpus, field: str) -> None:
+    """Refuse standard input that was taken for plain text although the user names a field of its records."""
+    if any(source.form is None and is_standard_input(source.path) for source in corpus.sources):
+        raise InputError(
+            f"standard input is plain text, or CSV or TSV that only a name tells, so it has no field {one_line(field)}: "
+            "write it to a .csv or .tsv file and name that, or leave out --text_field"
+        )
 
 
 def _tokenizer_file(settings: DataConfig) -> HFTokenizer | None:
@@ -186,7 +199,10 @@ def _existing(out: Path, work: Preparation) -> TokenSet | None:
             f"out {one_line(out)} holds tokens of the same text from an older version of ScaleGPT, which ended documents or "
             "held them out otherwise; train on them as they are, choose another --out, or remove them first"
         )
-    raise something_else(out)
+    raise InputError(
+        f"out {one_line(out)} already holds tokens of other text, or of other settings; choose another --out, or remove it "
+        "first"
+    )
 
 
 def _make(work: Preparation, out: Path, progress: Progress | None) -> TokenSet:

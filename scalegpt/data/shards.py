@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalegpt.config.tokenizer import TOKENIZER_JSON
+from scalegpt.config.tokenizer import SIDECAR, TOKENIZER_JSON
 from scalegpt.data import token_file
 from scalegpt.data.sidecar import (
     FIRST_FILES,
-    SIDECAR,
     SPLITS,
     read_nanogpt_characters,
     read_sidecar,

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scalegpt.config.tokenizer import SIDECAR_LIMIT
 from scalegpt.data.stored import DTYPES
 from scalegpt.data.tokenizers import CharTokenizer
 from scalegpt.errors import InputError
@@ -26,12 +27,8 @@ VERSION, SHARDED = 1, 2
 """Version of a sidecar whose splits have a file each, and of one that lists the shards of each split."""
 
 SPLITS = ("train", "val")
-SIDECAR = "meta.json"
 FIRST_FILES = ("train.bin", "train_00000.bin")
 """The first training file of a folder of prepared tokens: of one in one file, and of one in several."""
-
-SIDECAR_LIMIT = 256 << 20
-"""The largest sidecar that is read, in bytes; earlier releases listed every source file in it."""
 
 _PICKLE_LIMIT = 16 << 20
 _MOST_TOKENS = 1 << 48

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scalegpt.data.sidecar import SIDECAR, Shard, joined_digest
+from scalegpt.config.tokenizer import SIDECAR
+from scalegpt.data.sidecar import Shard, joined_digest
 from scalegpt.data.stored import DTYPES, Part, StoredTokens, Tokens, as_ids
 from scalegpt.errors import InputError
 from scalegpt.storage import DiskError

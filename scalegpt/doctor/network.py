@@ -82,6 +82,7 @@ def ranks(_: Setting) -> Iterator[Finding]:
     from scalegpt.backends.machines import all_reduce_rate, check_machines
 
     if ranks_or_alone().size == 1:
+        yield Finding(OK, "one process; torchrun -m scalegpt doctor checks several ranks and machines")
         return
     try:
         world = World.join()

@@ -185,6 +185,7 @@ def _used(given: Answer) -> dict[str, str]:
     plan, machine = given.choice, given.question.machine
     used = {key: value for section in SECTIONS for key, value in asdict(getattr(plan.run, section)).items()}
     used |= {"zero_stage": plan.run.parallel.stage, "tokens_per_step": plan.batch.tokens}
+    used["shard_size"] = plan.run.parallel.shard_size or "none"
     used |= {"gpus": machine.gpus, "nodes": machine.nodes, "margin": given.question.margin}
     used["host_memory_gb"] = None if machine.host_bytes is None else round(machine.host_bytes / GB)
     return {

@@ -41,7 +41,8 @@ _TRAINING = {
     "optimizer": "Optimizer",
 }  # fmt: skip
 _FIXED = {
-    "backend": "Backend", "zero_stage": "ZeRO stage", "offload": "Offload", "micro_batch": "Micro batch",
+    "backend": "Backend", "zero_stage": "ZeRO stage", "offload": "Offload", "shard_size": "Shard size",
+    "micro_batch": "Micro batch",
     "recompute": "Recompute", "loss": "Loss", "packing": "Packing", "attention": "Attention kernel", "compile": "Compile",
     "residual_dtype": "Residual dtype",
 }  # fmt: skip

@@ -130,6 +130,8 @@ def settings_section(given: Answer) -> str:
         "recompute": train.recompute,
         "loss": train.loss,
     }
+    if parallel.shard_size is not None or "shard_size" in given.question.open:
+        settings["shard_size"] = str(parallel.shard_size or "all ranks")
     table = Table("The settings that the planner may choose", ("setting", "value", "decided by"), ("", "", ""))
     for name, value in settings.items():
         table.add(name, escape(value), "the planner" if name in given.question.open else "you")

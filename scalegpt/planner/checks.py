@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from scalegpt.config import RunConfig
 from scalegpt.config.backends import BACKENDS, BackendSpec
 from scalegpt.config.run import optimizer_unfit
-from scalegpt.config.tokenizer import TOKENS, is_file, padded_vocabulary, vocabulary_size
+from scalegpt.config.tokenizer import TOKENS, is_file, padded_vocabulary, prepared_with, vocabulary_size
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import CPU_CAPABILITY, Card, has_bf16
 from scalegpt.planner.attention import unfit
@@ -117,11 +117,27 @@ def check_attention(run: RunConfig, precision: str, card: Card | None) -> None:
         raise InputError(f"attention {wanted} {reason}; use --attention auto")
 
 
+def with_prepared_tokenizer(run: RunConfig, given: Collection[str]) -> RunConfig:
+    """The run with the tokenizer of its prepared tokens, as the trainer takes it, if they are on this machine.
+
+    Only the sidecar of ScaleGPT's own tokens is read. A tokenizer that the user gives is kept.
+
+    Args:
+        run: the run.
+        given: names of the settings that a flag or a configuration file gives.
+    """
+    if "tokenizer" in given:
+        return run
+    found = next((made for source in run.data.sources if (made := prepared_with(source.text)) is not None), None)
+    return run if found is None else replace(run, data=run.data.changed(tokenizer=found.setting))
+
+
 def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfig:
     """The run with the vocabulary size that it will probably have when its data are read.
 
     A vocabulary size that the user gives is kept. Otherwise every tokenizer except ``gpt2`` replaces the preset's size.
-    For ``char`` the size depends on the text, so the size of ``byte`` is assumed.
+    For ``char`` the size depends on the text: it is that of prepared tokens, if they are here, else the size of ``byte`` is
+    assumed.
 
     Args:
         run: the run; a vocabulary size of 0 means that the tokenizer decides.
@@ -142,7 +158,10 @@ def with_expected_vocabulary(run: RunConfig, given: Collection[str]) -> RunConfi
         return run if keeps else run.with_vocab(padded_vocabulary(tokens))
     if keeps:
         return run
-    return run.with_vocab(padded_vocabulary(TOKENS["gpt2"]) if kind == "gpt2" else TOKENS["byte"])
+    if kind == "gpt2":
+        return run.with_vocab(padded_vocabulary(TOKENS["gpt2"]))
+    made = [found for source in run.data.sources if (found := prepared_with(source.text)) and found.setting == kind]
+    return run.with_vocab(made[0].size if made else TOKENS["byte"])
 
 
 def vocabulary_remark(run: RunConfig) -> str | None:

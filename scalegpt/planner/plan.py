@@ -227,7 +227,7 @@ class Estimator:
         self.machine, self.calibration = machine, calibration
         self.card = machine.card or find_card(STAND_IN)
         self._rates: dict[str, Rates] = {}
-        self._overheads: dict[tuple[str, int], Overheads] = {}
+        self._overheads: dict[tuple[str, int | None, int], Overheads] = {}
 
     def plan(
         self, run: RunConfig, batch: BatchPlan, prediction: Prediction | None = None, work: StepWork | None = None
@@ -285,7 +285,7 @@ class Estimator:
         """The memory of one rank outside the step's tensors, for example fragmentation and the CUDA context."""
         if not self.machine.is_gpu:
             return ProcessOverheads.of_process(run, ranks, keeps_freed_memory=self.machine.keeps_freed_memory)
-        key = run.parallel.backend, ranks
+        key = run.parallel.backend, run.parallel.shard_size, ranks
         if key not in self._overheads:
             self._overheads[key] = self._overheads_of(run, ranks)
         return self._overheads[key]

@@ -23,6 +23,7 @@ from scalegpt.planner.checks import (
     resolve_precision,
     vocabulary_remark,
     with_expected_vocabulary,
+    with_prepared_tokenizer,
 )
 from scalegpt.planner.cost import cost_as_dict
 from scalegpt.planner.length import length_notes
@@ -91,11 +92,14 @@ class Asked:
         source = source_of(preset=preset, config_file=config_file, hf=hf, flags=flags)
         flags = {**source.flags, **flags}
         run = source.resolved(flags, given_in) if flags else source.run
+        given = {*flags, *(source.stated if preset is None else ())}
+        if hf is None:  # a model has its own tokenizer and vocabulary
+            run = with_prepared_tokenizer(run, given)
         if preset is None or not run.model.vocab_size or run.data.tokenizer != source.run.data.tokenizer:
-            run = with_expected_vocabulary(run, {*flags, *(source.stated if preset is None else ())})
+            run = with_expected_vocabulary(run, given)
         fixed = frozenset(flags) - run.auto
         if "ds_config" in fixed:  # a DeepSpeed file is written for one stage and one kind of offload
-            fixed |= {"backend", "zero_stage", "offload"}
+            fixed |= {"backend", "zero_stage", "offload", "shard_size"}
         return cls(
             run=run,
             source=source,
@@ -130,8 +134,11 @@ class Asked:
         vocabulary = vocabulary_remark(run)
         notes += [vocabulary] if vocabulary else []
         notes += self.source.notes(self.fixed)
+        open_ = PLANNED - self.fixed
+        if machine.nodes == 1 and run.parallel.shard_size is None:
+            open_ -= {"shard_size"}  # on one machine there is no other to choose
         return (
-            Question(run, machine, PLANNED - self.fixed, self.margin, self.calibration, fewer=not self.all_cards),
+            Question(run, machine, open_, self.margin, self.calibration, fewer=not self.all_cards),
             (*notes, *machine_notes(machine), *_warnings(self.calibration)),
         )
 

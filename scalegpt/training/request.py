@@ -122,11 +122,11 @@ class Request:
         """Names of the settings that the planner chooses.
 
         These are every setting that is ``auto``; ``micro_batch`` unless the user gives it; and ``recompute`` unless the
-        user or the preset gives it. If the backend is ``auto``, the planner also chooses the ZeRO stage unless the user
-        gives it, since a preset's stage belongs to the preset's backend.
+        user or the preset gives it. If the backend is ``auto``, the planner also chooses the ZeRO stage and the shard size
+        unless the user gives them, since those of a preset belong to the preset's backend.
         """
         by_default = PLANNED_BY_DEFAULT - self.given - (self.stated - {"micro_batch"})
-        stage = {"zero_stage"} - self.given if "backend" in self.run.auto else frozenset()
+        stage = {"zero_stage", "shard_size"} - self.given if "backend" in self.run.auto else frozenset()
         return self.run.auto | by_default | stage
 
 

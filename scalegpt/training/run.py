@@ -112,6 +112,6 @@ def _train(trainer: Trainer, job: Job, world: World) -> Ending:
             for line in next_lines(job.directory.path):
                 job.logger.say(line)
     world.barrier()  # after this no rank needs another one
-    if world.is_first:
+    if world.local_rank == 0:
         trainer.watchdog.beats.remove()
     return Ending(trainer.exit_status, job.directory.path)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from parity_worker import SEQUENCES, make
 
+from ranks import join_cpu
 from scalegpt.backends import Backend, World
 from scalegpt.config.presets import resolve
 
@@ -79,7 +80,7 @@ def train(flags: dict[str, Any], world: World, kind: str | None) -> dict[str, An
 
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
-    world = World.join("cpu")
+    world = join_cpu()
     results: dict[str, Any] = {}
     for label, flags in task["layouts"].items():
         shared = {**task["shared"], **flags}

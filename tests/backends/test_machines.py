@@ -39,7 +39,7 @@ def test_other_packages_are_refused_by_the_names_of_the_machines(package: str) -
 def test_other_pythons_and_clocks_and_equal_names_are_warned_of() -> None:
     other = replace(BETA, versions={**VERSIONS, "python": "3.12.1"}, clock=1060.0)
     python, clock = check_machines([ALPHA, other])
-    assert python == "python differs between the machines: 3.11.7 on alpha, 3.12.1 on beta; the run goes on"
+    assert python == "python differs between the machines: 3.11.7 on alpha, 3.12.1 on beta; the run continues"
     assert clock.startswith("the clock of beta is 60 s ahead of that of alpha: times in logs")
     (name,) = check_machines([ALPHA, replace(BETA, name="alpha")])
     assert name.startswith("several machines have the name alpha")

@@ -47,6 +47,14 @@ def test_offloaded_gradients_are_forgotten_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_replicas_and_second_copies_leave_it_out_too(tmp_path: Path) -> None:
+    """A replica's partial sums of gradients are forgotten, and second copies of weights still hold."""
+    layouts = {f"fsdp-{stage}, 2 x 2": {**LAYOUTS[f"fsdp-{stage}"], "shard_size": 2} for stage in (2, 3)}
+    layouts["deepspeed-3, second copy"] = {**LAYOUTS["deepspeed-3"], "shard_size": 2}
+    check(tmp_path, 4, layouts, KINDS, precision="bf16")
+
+
+@pytest.mark.slow
 def test_a_bad_loss_does_not_move_the_loss_scale(tmp_path: Path) -> None:
     on_cpu = {name: flags for name, flags in LAYOUTS.items() if flags["backend"] == "fsdp"}  # DeepSpeed: on CUDA only
     check(tmp_path, 2, on_cpu, ["loss alone"], precision="fp16")

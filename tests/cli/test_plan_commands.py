@@ -13,9 +13,12 @@ from interop.public_models import PUBLIC
 from scalegpt.cli.main import main
 from scalegpt.cli.parser import given_settings
 from scalegpt.cli.train import make_parser
+from scalegpt.config import DataConfig
 from scalegpt.config.presets import named_settings, preset_names, public_names, resolve
 from scalegpt.config.run import SECTIONS
 from scalegpt.config.settings import field_types
+from scalegpt.data.prepare import prepare
+from scalegpt.data.tokenizer_training import train_tokenizer
 from scalegpt.errors import InputError
 from scalegpt.hardware.gpus import find_card
 from scalegpt.hardware.machine import Machine
@@ -23,6 +26,7 @@ from scalegpt.planner.checks import with_expected_vocabulary
 from scalegpt.planner.query import Answer, Asked, answer
 from scalegpt.planner.start.command import DATA, PREPARED
 from scalegpt.system.invocation import train_command
+from scalegpt.training.setup.data import with_tokenizer_of_tokens
 
 DRAWS = 300
 WORDS = {
@@ -143,6 +147,34 @@ def test_the_vocabulary_is_the_trainers(flags: dict[str, str], vocabulary: int, 
     assert f"--input_file {data}" in given.command()
     said = [note for note in given.notes if "the trainer refuses text" in note]
     assert len(said) == (data == PREPARED)
+
+
+@pytest.mark.parametrize("form", ["byte", "char", "file"])
+def test_prepared_tokens_have_the_vocabulary_that_the_trainer_takes(tmp_path: Path, form: str) -> None:
+    """Not the preset's: its tokenizer is GPT-2's, and its vocabulary 50,304."""
+    text, out = tmp_path / "text.txt", str(tmp_path / "tokens")
+    text.write_text("To be, or not to be, that is the question.\n" * 200)
+    tokenizer = form
+    if form == "file":
+        tokenizer = str(tmp_path / "tokenizer")
+        train_tokenizer([text], Path(tokenizer), 270, DataConfig())
+    tokens = prepare([text], out, DataConfig(tokenizer=tokenizer))
+    data = with_tokenizer_of_tokens(DataConfig(input_file=out), frozenset())
+    for source in (out, f"{out}=1,{text}=2"):
+        given = planned("tiny", None, {"input_file": source}, "4090", 1)
+        assert given.choice.run.data.tokenizer == data.tokenizer
+        assert given.choice.run.model.vocab_size == tokens.tokenizer.padded_vocab_size
+        assert understood(given.command()).data == given.choice.run.data
+    kept = planned("tiny", None, {"input_file": out, "vocab_size": "512"}, "4090", 1)
+    assert kept.choice.run.model.vocab_size == 512
+    named = planned("tiny", None, {"input_file": out, "tokenizer": "gpt2"}, "4090", 1)  # the trainer refuses this
+    assert named.choice.run.model.vocab_size == 50304
+
+
+def test_a_folder_that_does_not_say_its_tokenizer_is_planned_as_text(tmp_path: Path) -> None:
+    for content in ("{", "[]", '{"tokenizer": {"kind": "hf", "vocab_size": 300}}', '{"tokenizer": {"kind": "byte"}}'):
+        (tmp_path / "meta.json").write_text(content)
+        assert planned("tiny", None, {"input_file": str(tmp_path)}, "4090", 1).choice.run.model.vocab_size == 50304
 
 
 def test_the_planner_s_tokenizer_sizes_are_right() -> None:

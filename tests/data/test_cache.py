@@ -21,7 +21,7 @@ from scalegpt.data.preparation.split import WHOLE_DOCUMENTS_FROM
 from scalegpt.data.prepare import prepare, prepare_cached
 from scalegpt.data.shards import TokenSet
 from scalegpt.data.token_file import UnreadableTokensError
-from scalegpt.errors import InputError
+from scalegpt.errors import InputError, NoSpaceError
 from scalegpt.storage import PlaceError
 
 
@@ -182,6 +182,14 @@ def test_an_input_in_a_closed_folder(open_to_all: Path) -> None:
     (closed / "a.txt").write_text("text " * 99)
     said = as_another(23456, closed / "a.txt")
     assert said == f"refused: input {closed}/a.txt cannot be read: Permission denied; name a text file"
+
+
+def test_a_full_disk_of_the_cache(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(
+        NoSpaceError, match=r"^cache of prepared tokens: not enough disk space .*SCALEGPT_CACHE names another"
+    ):
+        prepare_cached(config(text))
 
 
 def test_a_passing_read_error_is_not_damage(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import codecs
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scalegpt.data.text.corpus import survey
 from scalegpt.data.text.diagnosis import diagnose
 from scalegpt.data.text.documents import find_documents
 from scalegpt.data.text.encodings import codec_name
+from scalegpt.data.text.ignoring import Selection
 from scalegpt.data.text.reading import read_documents
 from scalegpt.data.tokenizers import cutting, make_tokenizer
 from scalegpt.data.tokenizers.cutting import cut_place
@@ -104,6 +106,14 @@ def test_missing_and_special_files(tmp_path):
         survey([], "utf-8")
 
 
+def test_a_weight_where_none_is_taken(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=r"a\.txt=0\.7 does not exist; weights are for --input_file of train and eval"):
+        survey([tmp_path / "a.txt=0.7"], "utf-8")
+    with pytest.raises(InputError, match=r"b\.txt=0\.7 does not exist; name a text file"):
+        survey([tmp_path / "b.txt=0.7"], "utf-8")
+
+
 def test_what_is_skipped_of_a_folder_is_counted(tmp_path):
     write(tmp_path, {"a.txt": "good", "b.bin": b"\0\1", "c.txt": "", "d.txt": b"caf\xe9", "e.bin": b"\0"})
     found = survey([tmp_path], "utf-8")
@@ -118,6 +128,27 @@ def test_a_folder_without_text(tmp_path):
         survey([tmp_path / "some"], "utf-8")
     with pytest.raises(InputError, match="none holds no text"):
         survey([tmp_path / "more", tmp_path / "none"], "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "selection", "remedy"),
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\0", Selection(), "name another folder"),
+        (
+            "a.txt",
+            "perché ".encode("latin-1"),
+            Selection(),
+            "name another folder, or give its --encoding, or --encoding auto",
+        ),
+        ("a.txt", b"text", Selection(include="*.md"), "name another folder, or change --include"),
+        ("a.txt", b"text", Selection(exclude="a.*"), "name another folder, or change --exclude"),
+    ],
+)
+def test_the_remedy_for_a_folder_without_text(tmp_path, name, content, selection, remedy):
+    """Follows from what is in the folder: another encoding does not help where there are only images."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"; {re.escape(remedy)}$"):
+        survey([tmp_path], "utf-8", selection=selection)
 
 
 def test_nested_inputs_count_for_both(tmp_path):

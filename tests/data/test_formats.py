@@ -236,8 +236,9 @@ def test_a_packed_form_that_is_not_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=what):
             survey([tmp_path / name], "utf-8")
     (tmp_path / "a.txt.gz").write_bytes(b"\x1f\x8b\x08 cut")
-    with pytest.raises(InputError, match=r"a\.txt\.gz is damaged gzip"):
-        survey([tmp_path / "a.txt.gz"], "utf-8")
+    for given in (tmp_path / "a.txt.gz", tmp_path):
+        with pytest.raises(InputError, match=r"a\.txt\.gz is damaged gzip: .* \(in a folder: --exclude\)"):
+            survey([given], "utf-8")
 
 
 def test_a_mixed_folder_says_what_it_skips(tmp_path: Path) -> None:

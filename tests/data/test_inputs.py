@@ -18,9 +18,11 @@ from scalegpt.errors import InputError
 LINES = "".join(json.dumps({"text": f"text {number}"}) + "\n" for number in range(30)).encode()
 
 
-def prepare(folder: Path, given: str, content: bytes = b"", **more: str) -> "subprocess.CompletedProcess[bytes]":
+def prepare(
+    folder: Path, given: str, content: bytes = b"", *flags: str, **more: str
+) -> "subprocess.CompletedProcess[bytes]":
     """Run ``data prepare`` in a folder, where it writes ``out``; ``more`` is added to the environment."""
-    words = [sys.executable, "-m", "scalegpt", "data", "prepare", given, "--out", "out", "--tokenizer", "byte"]
+    words = [sys.executable, "-m", "scalegpt", "data", "prepare", given, "--out", "out", "--tokenizer", "byte", *flags]
     return subprocess.run(words, input=content, capture_output=True, cwd=folder, env={**os.environ, **more})
 
 
@@ -30,17 +32,31 @@ def test_standard_input_is_read_by_its_content(tmp_path: Path, content: bytes) -
     assert done.returncode == 0, done.stderr
     tokens = open_tokens(tmp_path / "out")
     assert tokens.meta["documents"] == 30
+    assert [source["path"] for source in tokens.meta["sources"]] == ["standard input"]
     assert tokens.tokenizer.decode(tokens.train[:7]).startswith("text 0")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_standard_input_that_cannot_be_used_leaves_nothing(tmp_path: Path) -> None:
-    for content, what in ((b"", b"standard input is empty"), (LINES + b"{", b"standard input, line 31: broken JSON")):
+    for content, what in (
+        (b"", b"error: standard input is empty"),
+        (LINES + b"{", b"error: standard input, line 31: broken JSON"),
+        (b"caf\xe9 " * 99, b"error: standard input is not UTF-8"),
+    ):
         done = prepare(tmp_path, "-", content)
         assert done.returncode == 2
         assert what in done.stderr
         assert done.stderr.count(b"\n") == 1
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_of_standard_input_that_is_no_records_is_refused(tmp_path: Path) -> None:
+    """Nothing in CSV shows its form, so it would be read as plain text."""
+    done = prepare(tmp_path, "-", b"text,id\na,1\nb,2\n", "--text_field", "text")
+    assert done.returncode == 2
+    assert b"error: standard input is plain text, or CSV or TSV" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert prepare(tmp_path, "-", LINES, "--text_field", "text").returncode == 0
 
 
 def test_a_run_on_standard_input_resumes_with_the_tokens_in_the_cache(

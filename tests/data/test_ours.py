@@ -48,6 +48,12 @@ def test_only_the_users_text_is_read(folder: Path) -> None:
     assert corpus.skipped.counts == {"folder of a run": 4, "log of ScaleGPT": 1, "page of ScaleGPT": 1}
 
 
+def test_a_program_that_writes_pages_is_no_page(folder: Path) -> None:
+    written = (folder / "report.html").read_text()
+    (folder / "writer.py").write_text(f"PAGE = {written!r}\n")
+    assert [source.name for source in survey([folder], "utf-8").sources] == ["text.txt", "writer.py"]
+
+
 @pytest.mark.parametrize("inside", ["runs/mine", "old", "a_checkpoint", "old/checkpoints/.."])
 def test_a_run_is_not_an_input(folder: Path, inside: str) -> None:
     with pytest.raises(InputError, match="is the folder of a run, which holds no text to train on"):
@@ -154,7 +160,7 @@ def test_prepared_tokens_beside_a_folder_are_refused_though_the_cache_has_the_ru
     begun = prepare_cached(data)
     begun.path.rename(tmp_path / "prepared")
     begun = prepare_cached(data)
-    with pytest.raises(InputError, match="holds tokens already prepared; give it alone"):
+    with pytest.raises(InputError, match=r"holds tokens already prepared; give it alone .*a weight"):
         prepare_again(data.changed(input_file=f"{data.input_file},{tmp_path / 'prepared'}"), begun.digest)
 
 

@@ -137,7 +137,7 @@ def test_the_same_preparation_is_reused_and_another_refused(text, tmp_path, monk
     stamp = (out / "train.bin").stat().st_mtime_ns
     assert prepare([text], out, DataConfig(tokenizer="byte")).digest == first.digest
     assert (out / "train.bin").stat().st_mtime_ns == stamp
-    with pytest.raises(InputError, match="already holds something else"):
+    with pytest.raises(InputError, match="already holds tokens of other text, or of other settings"):
         prepare([text], out, DataConfig(tokenizer="char"))
     assert (out / "train.bin").stat().st_mtime_ns == stamp
 

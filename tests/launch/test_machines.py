@@ -176,6 +176,24 @@ def test_machines_without_a_common_folder_are_refused(machines: Machines, tmp_pa
 
 
 @pytest.mark.faults
+def test_machines_that_share_only_the_checkpoints_train_and_resume_as_one(machines: Machines, tmp_path: Path) -> None:
+    """Each machine has a disk of its own for the run's folder. For the second half they exchange their disks."""
+    folders = [tmp_path / name for name in machines.names]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "bottles.txt").write_text(TEXT, encoding="utf-8")
+    flags = ["--schedule", "constant", "--checkpoint_dir", str(tmp_path / "store")]
+    for steps, places in (("10", folders), ("20", folders[::-1])):
+        done = run_all(torchrun(machines, *flags, "--max_iters", steps), places)
+        assert [each.returncode for each in done] == [0, 0], done
+    (tmp_path / "one").mkdir()
+    expected = two_here(tmp_path / "one", "--backend", "fsdp", "--schedule", "constant")
+    assert any(
+        losses(folder) == expected for folder in folders if (folder / "runs" / "run" / "metrics.jsonl").is_file()
+    )
+
+
+@pytest.mark.faults
 def test_other_sources_on_a_machine_are_refused(machines: Machines, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "scalegpt", tmp_path / "other" / "scalegpt")
     shutil.copytree(ROOT / "launch", tmp_path / "other" / "launch")

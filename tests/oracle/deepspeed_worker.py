@@ -189,17 +189,39 @@ def let_go_of_what_was_reduced() -> None:
         setattr(torch.distributed, name, patient)
 
 
+def pretend(ranks: int) -> World:
+    """Join as rank 0 of ranks that do not exist (torch's fake process group); what is received from them is zero."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        inherited = getattr(torch.distributed, name)
+
+        def zeros(*args: Any, inherited: Any = inherited, **kwargs: Any) -> Any:
+            work = inherited(*args, **kwargs)
+            (args or [kwargs.get(key) for key in ("output", "output_tensor") if key in kwargs])[0].zero_()
+            return work
+
+        setattr(torch.distributed, name, zeros)
+    os.environ["WORLD_SIZE"] = str(ranks)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    return World(rank=0, size=ranks, local_rank=0, local_size=ranks, device=torch.device("cpu"))
+
+
 def main(task_path: str, result_path: str) -> None:
     task = json.loads(Path(task_path).read_text())
-    world = join_cpu()
+    pretended = task.pop("pretended ranks", 0)
+    world = pretend(pretended) if pretended else join_cpu()
     let_go_of_what_was_reduced()
     results: dict[str, Any] = {}
     linear = torch.nn.functional.linear
     for label, case in task.items():
         torch.nn.functional.linear = linear  # ZeRO-3 puts its own there, for good
         mine = measure(case["flags"], case["grad_accum"], world)
-        results[label] = [None] * world.size
-        torch.distributed.all_gather_object(results[label], mine)
+        results[label] = [mine]
+        if not pretended:
+            results[label] = [None] * world.size
+            torch.distributed.all_gather_object(results[label], mine)
     if world.is_first:
         Path(result_path).write_text(json.dumps(results))
     world.barrier()

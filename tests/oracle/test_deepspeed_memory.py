@@ -36,6 +36,7 @@ from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, WEIGHTS, rounded
 
 pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
+RANKS, RANKS_WITH_COPIES = 2, 4
 MODEL = {
     "backend": "deepspeed", "n_layer": 5, "n_embd": 128, "n_head": 4, "block_size": 128, "vocab_size": 1500,
     "micro_batch": 2, "dropout": 0.0, "learning_rate": 1e-4,
@@ -84,8 +85,8 @@ CASES = ALL if os.environ.get("SCALEGPT_ORACLE") == "all" else FEW
 
 
 def ranks_of(flags: dict[str, Any]) -> int:
-    """The number of ranks of a case: four if two of them share a second copy of the weights."""
-    return 4 if "shard_size" in flags else 2
+    """The number of ranks of a case: more if some of them share a second copy of the weights."""
+    return RANKS_WITH_COPIES if "shard_size" in flags else RANKS
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     """Every rank's figures, by case."""
     worker = Path(__file__).with_name("deepspeed_worker.py")
     figures: dict[str, list[dict[str, Any]]] = {}
-    for ranks in (2, 4):
+    for ranks in (RANKS, RANKS_WITH_COPIES):
         task = {
             label: {"flags": flags, "grad_accum": grad_accum}
             for label, (flags, grad_accum) in CASES.items()
@@ -106,9 +107,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 class Played:
     """A prediction for these CPUs, with the components that a prediction does not name."""
 
-    def __init__(self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, flags: dict[str, Any], grad_accum: int, patch: pytest.MonkeyPatch, ranks: int | None = None
+    ) -> None:
         run: RunConfig = resolve(flags=flags)
-        ranks = ranks_of(flags)
+        ranks = ranks or ranks_of(flags)
         kernel = attention_kernel(run)
         settings = deepspeed_settings(run, grad_accum=grad_accum, ranks=ranks, on_cuda=False)
         step = make_step(run, mesh=run.parallel.mesh(ranks), grad_accum=grad_accum, kernel=kernel, settings=settings)
@@ -212,3 +215,31 @@ def test_host_memory(label: str, played: Played, ranks: list[dict[str, Any]]) ->
     real = max(of_kind(rank["steady"], "host") for rank in ranks)
     assert played.prediction.host_bytes == pytest.approx(real, rel=0.02)
     assert bool(real) == (CASES[label][0]["offload"] != "none")
+
+
+MANY = {
+    "stage 1": case(1, grad_accum=2),
+    "stage 2": case(2, grad_accum=2),
+    "stage 3": case(3, grad_accum=2),
+    "stage 3, second copy": case(3, grad_accum=2, shard_size=4),
+    "stage 2, offload": case(2, "optimizer"),
+    "stage 3, second copy, offload": case(3, "optimizer", shard_size=4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [8, 64, 1024])
+def test_rank_0_of_many(tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks do not exist (torch's fake process group)."""
+    task: dict[str, Any] = {label: {"flags": flags, "grad_accum": accum} for label, (flags, accum) in MANY.items()}
+    task["pretended ranks"] = ranks
+    figures = run_ranks(Path(__file__).with_name("deepspeed_worker.py"), 1, task, tmp_path, timeout=1200)
+    for label, (flags, grad_accum) in MANY.items():
+        planned = Played(flags, grad_accum, monkeypatch, ranks).prediction
+        real = {phase: fullest(figures[label], phase) for phase in figures[label][0]["phases"]}
+        assert planned.peak_bytes == pytest.approx(max(real.values()), rel=0.01), label
+        assert planned.phases == pytest.approx(real, rel=0.04), label
+        steady = figures[label][0]["steady"]
+        assert planned.steady_bytes == pytest.approx(on_device(steady), rel=0.02), label
+        # The tracker counts host memory in blocks of 512 bytes too.
+        assert planned.host_bytes == pytest.approx(of_kind(steady, "host"), rel=0.02, abs=8 << 10), label

@@ -145,7 +145,7 @@ def test_the_form_is_told_what_the_planner_chose() -> None:
     values = {"preset": "150M_1024", "gpu": "4090", "gpus": "2"}
     used, choice = merged(values)["used"], as_json(values)["choice"]
     for name in PLANNED | {"tokens_per_step"}:
-        assert used[name] == str(choice[name])
+        assert used[name] == ("none" if choice[name] is None else str(choice[name]))
 
 
 def test_the_notes_name_the_command_that_asks_the_same() -> None:

@@ -37,7 +37,17 @@ def test_what_a_flag_says_is_fixed_and_auto_is_not() -> None:
     assert asked().fixed == frozenset()
     assert asked(recompute="full", micro_batch="auto").fixed == {"recompute"}
     question, _ = asked(recompute="full", micro_batch="auto").question()
-    assert question.open == PLANNED - {"recompute"}
+    assert question.open == PLANNED - {"recompute", "shard_size"}
+
+
+def test_the_shard_size_is_chosen_on_several_machines_only() -> None:
+    several = card(gpus=8, nodes=2)
+    assert asked(machine=several).question()[0].open == PLANNED
+    assert asked(machine=several, shard_size=8, backend="fsdp").question()[0].open == PLANNED - {
+        "shard_size",
+        "backend",
+    }
+    assert "shard_size" not in asked(machine=card(gpus=8)).question()[0].open
 
 
 def test_a_deepspeed_file_fixes_what_it_is_for() -> None:

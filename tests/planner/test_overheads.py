@@ -6,8 +6,10 @@ import pytest
 
 from scalegpt.config.presets import resolve
 from scalegpt.hardware.gpus import catalogue, find_card
+from scalegpt.hardware.machine import Machine
 from scalegpt.planner.memory import overheads
 from scalegpt.planner.memory.overheads import MIB, Figure, Overheads
+from scalegpt.planner.plan import Estimator
 
 PEAK = 10 * 2**30
 
@@ -60,6 +62,17 @@ def test_what_was_measured_takes_the_place_of_the_tables() -> None:
     assert given.context + given.nccl == 2 * 10**9
     assert given.fragmentation_share == 0.01
     assert made(ranks=8, backend="fsdp").corrected(fragmentation_share=0, outside=100, measured=1).nccl == 100
+
+
+def test_an_estimator_keeps_the_communicators_of_shard_sizes_apart() -> None:
+    """Replicas of shards have two communicators more, whichever layout the estimator saw first."""
+    machine = Machine.with_card(find_card("a100-40gb"), gpus=4, nodes=2)
+    runs = [resolve(flags={"backend": "fsdp", "zero_stage": 3, "shard_size": size}) for size in (None, 4, 2)]
+    for order in (runs, runs[::-1]):
+        estimator = Estimator(machine)
+        found = {run.parallel.shard_size: estimator.overheads(run, 8) for run in order}
+        assert found == {run.parallel.shard_size: Overheads.of(run, machine.card, 8) for run in runs}
+        assert found[4].nccl > found[None].nccl
 
 
 def test_every_figure_says_where_it_comes_from() -> None:

@@ -55,7 +55,7 @@ ROOMY_SPACE = 700
 
 def drawn_space(draw: random.Random) -> tuple[Question, list[Candidate]]:
     """A question with everything open, and its space."""
-    gpus, nodes = draw.choice([(1, 1), (1, 1), (1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2)])
+    gpus, nodes = draw.choice([(1, 1), (1, 1), (1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (2, 4)])
     machine = draw_machine(draw, gpus=gpus, nodes=nodes)
     native = machine.card is None or machine.card.has_bf16
     run = draw_run(draw, precisions=("bf16", "bf16", "fp16", "fp32") if native else ("fp16", "fp32"))
@@ -105,8 +105,8 @@ def shown(plan: Plan | None) -> object:
         return None
     train, parallel = plan.run.train, plan.run.parallel
     return (
-        plan.machine.nodes, plan.machine.gpus, parallel.backend, parallel.stage, parallel.offload, train.recompute,
-        train.loss, plan.batch.micro_batch, plan.batch.grad_accum, plan.total_bytes,
+        plan.machine.nodes, plan.machine.gpus, parallel.backend, parallel.stage, parallel.offload, parallel.shard_size,
+        train.recompute, train.loss, plan.batch.micro_batch, plan.batch.grad_accum, plan.total_bytes,
     )  # fmt: skip
 
 
@@ -597,3 +597,68 @@ def test_where_nothing_fits_the_closest_is_told() -> None:
     assert found.closest is not None
     smallest = min(each.plan().total_bytes for each in space(run, question.machine) if is_allowed(each, question))
     assert found.closest.total_bytes == smallest
+
+
+# --- the shard size --------------------------------------------------------------------------------------------------
+
+
+def cluster(nodes: int = 4, gbps: float = 25, **flags: Any) -> Question:
+    """A run at stage 3 with 16 micro batches a step on machines of four cards, whose network is slow or fast."""
+    shape = {"n_layer": 8, "n_embd": 2048, "n_head": 16, "block_size": 1024, "vocab_size": 50304}
+    machine = replace(Machine.with_card(find_card("a100-40gb"), gpus=4, nodes=nodes), network_gbps=gbps)
+    run = resolve(
+        flags={
+            **shape,
+            "precision": "bf16",
+            "tokens_per_step": 2**20,
+            "backend": "fsdp",
+            "zero_stage": 3,
+            "micro_batch": 4,
+            **flags,
+        }
+    )
+    return Question(run, machine, open=PLANNED - {"backend", "zero_stage", "micro_batch"}, fewer=False)
+
+
+def sizes(question: Question) -> list[int | None]:
+    return [layout.shard_size for layout in layouts(question) if layout.offload == "none"]
+
+
+def test_shard_sizes_are_those_of_one_two_and_four_machines() -> None:
+    assert sizes(cluster(8)) == [None, 4, 8, 16]
+    assert sizes(cluster(4)) == [None, 4, 8]
+    assert sizes(cluster(3)) == [None, 4]
+    assert sizes(cluster(1)) == [None]
+    fixed = cluster(8, shard_size=8)
+    assert sizes(replace(fixed, open=fixed.open - {"shard_size"})) == [8]
+    assert sizes(replace(cluster(8), open=cluster(8).open - {"shard_size"})) == [None]
+    assert sizes(cluster(8, shard_size=2)) == [None, 2, 4, 8, 16]
+
+
+def test_shards_stay_in_a_machine_where_the_network_is_slow_and_there_is_room() -> None:
+    question = cluster(gbps=10)
+    slow = choose(question).best
+    assert slow is not None
+    assert slow.run.parallel.shard_size == 4
+    everywhere = choose(replace(question, open=question.open - {"shard_size"}, machine=slow.machine)).best
+    assert everywhere is not None
+    assert slow.seconds * (1 + ERROR) < everywhere.seconds
+    fast = choose(cluster(gbps=3200)).best
+    assert fast is not None
+    assert fast.run.parallel.shard_size is None
+
+
+def test_a_shard_size_that_does_not_fit_is_not_chosen() -> None:
+    question = cluster(gbps=10)
+    machine = replace(question.machine, usable_bytes=1)
+    least = {
+        layout.shard_size: best_of_layout(replace(question, machine=machine), layout).closest
+        for layout in layouts(question)
+        if layout.offload == "none"
+    }
+    needed = {size: plan.total_bytes for size, plan in least.items() if plan is not None}
+    assert needed[None] < needed[8] < needed[4]
+    room = int((needed[None] + needed[8]) / 2 / (1 - MARGIN))
+    best = choose(replace(question, machine=replace(machine, usable_bytes=room))).best
+    assert best is not None
+    assert best.run.parallel.shard_size is None

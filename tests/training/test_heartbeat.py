@@ -39,6 +39,19 @@ def test_everyone_reads_what_everyone_wrote(ranks: list[Heartbeats]) -> None:
     assert not beats[0].is_known_dead()
 
 
+def test_a_machine_that_sees_no_common_folder_watches_its_own_ranks(ranks: list[Heartbeats], tmp_path: Path) -> None:
+    apart = Heartbeats(tmp_path / "nowhere", replace(ALONE, rank=2, size=3))
+    apart.folder, apart.watched = tmp_path / "own", (2,)
+    apart.folder.mkdir()
+    for each in (*ranks[:2], apart):
+        each.beat(step=7, place="loader", moves=1)
+    assert list(apart.read()) == [2]
+    assert apart.blame(lambda seconds: apart.beat(7, "loader", 1)).endswith(f"so are all ranks on {apart._host}")
+    apart.remove()
+    assert not (tmp_path / "own").exists()
+    assert ranks[0].read().keys() == {0, 1}
+
+
 def test_half_a_file_is_no_beat(ranks: list[Heartbeats]) -> None:
     ranks[0].beat(1, "loader", 1)
     assert ranks[0].folder is not None

@@ -149,7 +149,7 @@ def test_nothing_is_left_auto() -> None:
     )
     assert run.auto == {"micro_batch", "backend", "recompute"}
     request = Request(run, Path("runs"), fresh=False, given=frozenset({"micro_batch", "backend", "recompute"}))
-    assert request.open == {"micro_batch", "backend", "recompute", "zero_stage"}
+    assert request.open == {"micro_batch", "backend", "recompute", "zero_stage", "shard_size"}
     chosen = choose_layout(run, ALONE, open_=request.open, margin=0.03)
     assert chosen.run.auto == frozenset()
     assert chosen.run.parallel.backend == "plain"

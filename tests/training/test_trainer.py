@@ -207,7 +207,7 @@ def test_a_step_makes_one_reduction_for_loss_and_signals(trainer: Any, monkeypat
     reduced = []
     monkeypatch.setattr(World, "sum", lambda self, values: reduced.append(len(values)) or values)
     one._take_step()
-    assert reduced == [4 + len(Reason)]
+    assert reduced == [4 + len(Reason) + 1]  # and the seconds of the only rank
 
 
 def test_memory_that_lacks_in_the_loop_is_told_with_advice(trainer: Any) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalegpt.config.tokenizer import SIDECAR
 from scalegpt.data.foreign import datatrove, llmc, megatron
 from scalegpt.data.foreign.found import Found
-from scalegpt.data.sidecar import FIRST_FILES, SIDECAR
+from scalegpt.data.sidecar import FIRST_FILES
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from scalegpt.config import DataConfig
 from scalegpt.data.preparation.batches import Position
 from scalegpt.data.preparation.split import WHOLE_DOCUMENTS_FROM, Split, choose_split
+from scalegpt.data.remote.inputs import name_of
 from scalegpt.data.sidecar import VERSION
 from scalegpt.data.text.corpus import Corpus
 from scalegpt.data.text.reading import Source
@@ -112,7 +113,7 @@ def identify(corpus: Corpus, tokenizer: HFTokenizer | None, settings: DataConfig
 def _described(source: Source) -> dict[str, Any]:
     records = {} if source.form is None else {"form": source.form, "documents": source.documents}
     return {
-        "path": str(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding, **records,
+        "path": name_of(source.path), "bytes": source.bytes, "sha256": source.sha256, "encoding": source.encoding, **records,
     }  # fmt: skip
 
 

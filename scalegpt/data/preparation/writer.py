@@ -17,10 +17,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from scalegpt.config.tokenizer import SIDECAR
 from scalegpt.data.leftovers import HOLDER, claim_unfinished, make_unfinished
 from scalegpt.data.preparation.batches import KEPT_DIGEST_BYTES, Position, SeenDocuments
 from scalegpt.data.preparation.shard_files import DIGESTS, ShardFiles
-from scalegpt.data.sidecar import FORMAT, SHARDED, SIDECAR, SPLITS, VERSION, Shard
+from scalegpt.data.sidecar import FORMAT, SHARDED, SPLITS, VERSION, Shard
 from scalegpt.data.stored import Tokens
 from scalegpt.data.text import reading
 from scalegpt.errors import InputError, NoSpaceError

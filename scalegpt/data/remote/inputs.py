@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,28 @@ def _spool(beside: Path) -> Path:
                     file.write(chunk)
         _spooled = folder / "standard input"
     return _spooled
+
+
+def is_standard_input(path: Path) -> bool:
+    """Whether the path is that of the temporary copy of standard input."""
+    return path == _spooled
+
+
+def name_of(path: Path) -> str:
+    """The path of an input's file, as messages and manifests name it: ``standard input`` for the copy of that."""
+    return path.name if is_standard_input(path) else str(path)
+
+
+@contextmanager
+def naming_standard_input() -> Iterator[None]:
+    """Name standard input, instead of its temporary copy, in the errors of the block."""
+    try:
+        yield
+    except InputError as error:
+        if _spooled is None or one_line(_spooled) not in str(error):
+            raise
+        said = str(error).replace(f"input {one_line(_spooled)}", _spooled.name)
+        raise InputError(said.replace(one_line(_spooled), _spooled.name)) from None
 
 
 def _chunks_of_standard_input() -> Iterator[bytes]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from scalegpt.data.text.decoding import OtherFormError, UnusableTextError
-from scalegpt.data.text.documents import Document, Tally, find_documents, is_folder, real_path
+from scalegpt.data.text.documents import OUTSIDE_LINK, Document, Tally, find_documents, is_folder, real_path
 from scalegpt.data.text.encodings import codec_name
 from scalegpt.data.text.formats import HEAD_BYTES, PACKED, PACKED_SUFFIXES, Format, Kind, recognise
-from scalegpt.data.text.ignoring import Selection
+from scalegpt.data.text.ignoring import EXCLUDED, IGNORED, NOT_INCLUDED, Selection
 from scalegpt.data.text.ours import file_of_ours
 from scalegpt.data.text.packed import INSTALL, MissingPackageError, unpacked_head
 from scalegpt.data.text.reading import Opening, Source, examine, unreadable
@@ -186,9 +186,20 @@ def _check_folders(inputs: Sequence[str | Path], corpus: Corpus, documents: Sequ
         if not any(document.path in usable for document in inside):
             skipped = f"; skipped: {corpus.skipped}" if corpus.skipped.counts else ""
             raise InputError(
-                f"folder {one_line(folder)} holds no text in {corpus.encoding}{skipped}; "
-                "name another folder, or give --encoding"
+                f"folder {one_line(folder)} holds no text in {corpus.encoding}{skipped}; {_remedies(corpus)}"
             )
+
+
+def _remedies(corpus: Corpus) -> str:
+    """What to do about a folder without text: what the reasons for skipping its files suggest."""
+    remedies = {
+        f"not {corpus.encoding}": "give its --encoding, or --encoding auto",
+        NOT_INCLUDED: "change --include",
+        EXCLUDED: "change --exclude",
+        OUTSIDE_LINK: "use --follow_links true",
+        IGNORED: "use --gitignore false",
+    }
+    return ", or ".join(["name another folder", *(remedies[key] for key in remedies if key in corpus.skipped.counts)])
 
 
 @dataclass(frozen=True)

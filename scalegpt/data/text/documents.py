@@ -26,7 +26,10 @@ TOKENS, CACHE, OTHER_SPLIT = "folder of prepared tokens", "cache of datasets", "
 
 _REFUSED = {
     RUN: "is the folder of a run, which holds no text to train on; name the text itself",
-    TOKENS: "holds tokens already prepared; give it alone as --input_file, or name text files",
+    TOKENS: (
+        "holds tokens already prepared; give it alone to the trainer as --input_file, or give each input a weight there "
+        "(a=0.7 b=0.3), or name text files"
+    ),
     CACHE: (
         "is part of the cache of Hugging Face datasets; load the data set there, save it with save_to_disk, and name the "
         "folder that this makes"
@@ -262,7 +265,13 @@ def _check_exists(path: Path) -> None:
     try:
         path.stat()
     except FileNotFoundError:
-        raise InputError(f"input {one_line(path)} does not exist; name a text file or a folder of them") from None
+        before, equals, _ = str(path).rpartition("=")
+        advice = "name a text file or a folder of them"
+        if equals and os.path.exists(before):  # noqa: PTH110 - pathlib's raises where a folder is closed
+            advice = (
+                "weights are for --input_file of train and eval; prepare each source by itself, and give them there"
+            )
+        raise InputError(f"input {one_line(path)} does not exist; {advice}") from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"input {one_line(path)} cannot be read: {getattr(error, 'strerror', error)}; name a text file"

@@ -22,6 +22,7 @@ A copy of a run may lack some of them, and one of them proves nothing: other pro
 
 _HEAD_BYTES = 16 << 10
 _PAGE_MARK = b'<meta name="generator" content="ScaleGPT">'
+_PAGE_BEGINS = b"<!doctype html"
 _LOG_BEGINS = b"model    "  # found far faster than the pattern
 _LOG_LINES = re.compile(
     rb"^model    [\d,]+ parameters: \d+ layers, \d+ wide, .*\ndata     [\d,]+ training and ", re.MULTILINE
@@ -51,7 +52,8 @@ def file_of_ours(file: BufferedReader, *, named: bool) -> str | None:
         return None
     head = file.read(_HEAD_BYTES)
     file.seek(0)
-    if _PAGE_MARK in head:
+    # A program that writes such pages has the mark too, but it does not begin as a page does.
+    if head.lstrip()[: len(_PAGE_BEGINS)].lower() == _PAGE_BEGINS and _PAGE_MARK in head:
         return PAGE
     return LOG if _LOG_BEGINS in head and _LOG_LINES.search(head) else None
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from scalegpt.data.text.decoding import UnusableTextError
 from scalegpt.errors import InputError
 from scalegpt.text import one_line
 
@@ -94,7 +93,7 @@ def unpacked_head(path: Path, packing: str, size: int) -> bytes:
     """The first bytes of a packed file's content, at most ``size``.
 
     Raises:
-        UnusableTextError: the file does not unpack.
+        InputError: the file does not unpack. No reader skips a damaged file, wherever in it the damage is.
         MissingPackageError: its packing needs a package that is not installed.
         OSError: the file cannot be read.
     """
@@ -102,12 +101,13 @@ def unpacked_head(path: Path, packing: str, size: int) -> bytes:
         with InputFile(path, packing) as file:
             return b"".join(islice(file.chunks(), -(-size // CHUNK_BYTES)))[:size]
     except DamagedError as error:
-        raise UnusableTextError(f"damaged {packing}", damaged(path, packing, error)) from None
+        raise InputError(damaged(path, packing, error)) from None
 
 
 def damaged(path: Path, what: str | None, error: DamagedError) -> str:
     """The message for a damaged file; ``what`` is its packing or its form."""
-    return f"input {one_line(path)} is damaged {what}: {error}; get an undamaged copy"
+    advice = "get an undamaged copy, or leave the file out (in a folder: --exclude)"
+    return f"input {one_line(path)} is damaged {what}: {error}; {advice}"
 
 
 def _regular(parts: Iterator[bytes]) -> Iterator[bytes]:

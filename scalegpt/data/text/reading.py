@@ -23,6 +23,7 @@ from scalegpt.data.text.decoding import (
 from scalegpt.data.text.diagnosis import diagnose
 from scalegpt.data.text.documents import Document
 from scalegpt.data.text.encodings import AUTO, UTF8, byte_order_mark, codec_name, looks_binary
+from scalegpt.data.text.formats import ARROW, PARQUET
 from scalegpt.data.text.packed import DamagedError, InputFile, damaged
 from scalegpt.data.text.records.base import BadBytesError, NoFieldError, RecordError, TextField
 from scalegpt.data.text.records.table import READERS
@@ -169,7 +170,8 @@ def _encoding_instead(
 
 def unreadable(path: Path, error: OSError) -> UnusableTextError:
     """The error for a file that cannot be read."""
-    return UnusableTextError("unreadable", f"input {one_line(path)} cannot be read: {error.strerror}")
+    advice = "; make it readable" if isinstance(error, PermissionError) else ""
+    return UnusableTextError("unreadable", f"input {one_line(path)} cannot be read: {error.strerror}{advice}")
 
 
 def _bad_record(path: Path, error: RecordError) -> InputError:
@@ -180,10 +182,13 @@ def _bad_record(path: Path, error: RecordError) -> InputError:
 
 def _no_field(path: Path, opening: Opening, error: NoFieldError, asked: str | None) -> OtherFormError:
     advice = "name the field that holds the text" if asked is None else "name another field"
+    found = f", which has {error.found}" if error.found else ""
     what = (
-        f"input {one_line(path)} is {opening.form} without a field {error} in its first record; {advice} (--text_field)"
+        f"input {one_line(path)} is {opening.form} without a field {error} in its first record{found}; "
+        f"{advice} (--text_field)"
     )
-    as_text = "" if opening.packing is not None else ", or use --as_text true to train on it as it is written"
+    is_written = opening.packing is None and opening.form not in {PARQUET.name, ARROW.name}
+    as_text = ", or use --as_text true to train on it as it is written" if is_written else ""
     return OtherFormError(f"{opening.form} without a field {error}", what + as_text)
 
 

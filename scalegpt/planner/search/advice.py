@@ -10,7 +10,7 @@ from scalegpt.hardware.gpus import catalogue
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.plan import Plan, host_words, make_plan
 from scalegpt.planner.search.choose import best_of_layout, choose, with_tokens
-from scalegpt.planner.search.layouts import layouts
+from scalegpt.planner.search.layouts import layouts, without_other_sizes
 from scalegpt.planner.search.question import Found, Question, Scheme
 from scalegpt.planner.search.ranking import handicap, simplicity
 from scalegpt.planner.time.calibration import Calibration
@@ -38,9 +38,9 @@ class Alternative:
 def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
     """The best plan for each value of each setting that the chosen plan does not have.
 
-    The settings are, in this order, layout (backend, ZeRO stage, offload), recompute, loss, micro batch (only the next
-    larger one), and the number of cards (only all cards, if the chosen plan uses fewer). Settings that the user fixed
-    are not varied.
+    The settings are, in this order, layout (backend, ZeRO stage, offload), shard size, recompute, loss, micro batch (only
+    the next larger one), and the number of cards (only all cards, if the chosen plan uses fewer). Settings that the user
+    fixed are not varied.
     """
     question = with_tokens(question)  # the tokens per step of all cards, even if the chosen plan uses fewer
     seen = {_signature(chosen)}
@@ -58,11 +58,17 @@ def alternatives(question: Question, chosen: Plan) -> list[Alternative]:
 
 def _others(question: Question, chosen: Plan) -> Iterator[Found]:
     own, train, asked = chosen.run.parallel, chosen.run.train, replace(question, machine=chosen.machine, fewer=False)
-    for layout in layouts(asked):
-        if _place(layout) != _place(own):
+    every = layouts(asked)
+    for layout in (
+        *without_other_sizes(every, own.shard_size),
+        *(each for each in every if _place(each) == _place(own)),
+    ):
+        if layout != own:
             yield best_of_layout(asked, layout)
     fixed = replace(
-        asked, run=replace(question.run, parallel=own), open=asked.open - {"backend", "zero_stage", "offload"}
+        asked,
+        run=replace(question.run, parallel=own),
+        open=asked.open - {"backend", "zero_stage", "offload", "shard_size"},
     )
     for name, values in (("recompute", RECOMPUTE), ("loss", LOSSES)):
         for value in values if name in question.open else ():
@@ -114,7 +120,14 @@ def _place(layout: ParallelConfig) -> tuple[str, int, str]:
 
 def _signature(plan: Plan) -> tuple[object, ...]:
     train = plan.run.train
-    return (*_place(plan.run.parallel), train.recompute, train.loss, plan.batch.micro_batch, plan.machine.ranks)
+    return (
+        *_place(plan.run.parallel),
+        plan.run.parallel.shard_size,
+        train.recompute,
+        train.loss,
+        plan.batch.micro_batch,
+        plan.machine.ranks,
+    )
 
 
 def differences(chosen: Plan, other: Plan) -> str:
@@ -125,6 +138,7 @@ def differences(chosen: Plan, other: Plan) -> str:
         "backend": (chosen.run.parallel.backend, other.run.parallel.backend),
         "zero_stage": (chosen.run.parallel.stage, other.run.parallel.stage),
         "offload": (chosen.run.parallel.offload, other.run.parallel.offload),
+        "shard_size": (chosen.run.parallel.shard_size or "none", other.run.parallel.shard_size or "none"),
         "micro_batch": (chosen.batch.micro_batch, other.batch.micro_batch),
         "recompute": (chosen.run.train.recompute, other.run.train.recompute),
         "loss": (chosen.run.train.loss, other.run.train.loss),

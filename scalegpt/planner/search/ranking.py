@@ -19,7 +19,7 @@ ERROR = 0.068
 There the trainer's own efficiency is known; here it cancels in the ratio (docs/PLANNER.md).
 """
 
-Simplicity = tuple[int, int, bool, int, int, bool]
+Simplicity = tuple[int, int, bool, int, int, bool, int, bool]
 Key = tuple[int, Simplicity, float]
 """The sort key of a plan: time class, simplicity, seconds. Class and seconds include the factor :func:`handicap`."""
 
@@ -38,7 +38,7 @@ def time_class(seconds: float) -> int:
 
 @lru_cache(maxsize=4096)
 def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
-    """The number of kinds of extra machinery in a scheme: offload, sharding, DeepSpeed, recompute, another loss.
+    """The number of kinds of extra machinery in a scheme: offload, sharding, a shard size, DeepSpeed, recompute, new loss.
 
     Args:
         scheme: the scheme.
@@ -53,6 +53,7 @@ def machinery(scheme: Scheme, own: Scheme, ranks: int) -> int:
         sharding = 0  # over one rank, sharding is used only because offload needs its backend
     else:
         sharding = (layout.stage > 0 or layout.spec is DEEPSPEED) + (layout.stage == 3 and ranks > 1)
+    sharding += layout.shard_size not in (None, own.layout.shard_size)
     return sharding + (layout.offload != "none") + RECOMPUTE.index(scheme.recompute) + (scheme.loss != own.loss)
 
 
@@ -66,6 +67,8 @@ def simplicity(scheme: Scheme, own: Scheme) -> Simplicity:
         (layout.backend, layout.stage) != (own.layout.backend, own.layout.stage),
         tuple(BACKENDS).index(layout.backend),
         layout.stage,
+        layout.shard_size != own.layout.shard_size,
+        layout.shard_size or 0,
         scheme.loss != own.loss,
     )
 

@@ -11,7 +11,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.batches import divisors
 from scalegpt.planner.plan import Estimator, Plan, host_needed
 from scalegpt.planner.search.costs import RunCosts
-from scalegpt.planner.search.layouts import layouts
+from scalegpt.planner.search.layouts import layouts, without_other_sizes
 from scalegpt.planner.search.question import Question, Scheme
 
 _GROWING = 3
@@ -45,7 +45,8 @@ def feasible_region(question: Question, plan: Plan) -> Iterator[LayoutRegion]:
     """
     open_ = question.open | {"backend", "zero_stage"}
     open_ = open_ | {"offload"} if plan.machine.ranks == 1 else open_ - {"offload"}
-    for layout in layouts(replace(question, machine=plan.machine, run=plan.run, open=open_)):
+    found = layouts(replace(question, machine=plan.machine, run=plan.run, open=open_ | {"shard_size"}))
+    for layout in without_other_sizes(found, plan.run.parallel.shard_size):
         yield LayoutRegion(layout, _Fitting(question, plan, layout).lightest())
 
 

@@ -93,7 +93,7 @@ benchmarks/host_time.py``).
 """
 KERNEL_ON_CPU = Figure(30e-6, "python benchmarks/host_time.py, on one core of a server")
 
-SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.45, FITTED)
+SLOWEST, FASTEST = Figure(0.75, FITTED), Figure(1.40, FITTED)
 """The range, relative to the prediction, that contains the tokens per second of a new trainer with 90% confidence;
 rounded.
 """

@@ -4,6 +4,9 @@ Every rank writes ``runs/NAME/.heartbeats/START/rank_N.json`` again and again (S
 the run). The file says that the rank lives and what it is doing. A collective cannot do this, since a rank that waits
 in a collective does nothing else. A rank that must end writes ``halt.json`` in the same folder, so that the others do
 not wait for it. Every rank looks for that file whenever it writes its heartbeat.
+
+On a machine that does not see the run's folder, ranks use a temporary folder of that machine. They then watch only each
+other. That a rank of another machine has ended they learn from its broken connections, or by their time-out.
 """
 
 import json
@@ -11,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +31,9 @@ FOLDER = ".heartbeats"
 
 BEAT_SECONDS = 1.0
 """Seconds between two heartbeats of a rank, in a run of at most :data:`RANKS_PER_SECOND` ranks."""
+
+SEE_SECONDS = 10.0
+"""Seconds within which a machine must see a new file of another one; NFS may keep an old listing for some seconds."""
 
 RANKS_PER_SECOND = 64
 """The most heartbeats per second of all ranks together.
@@ -103,6 +110,16 @@ def _read(kind: type[Note], path: Path) -> Note | None:
     return kind(**values)
 
 
+def is_seen(path: Path, seconds: float = SEE_SECONDS) -> bool:
+    """Whether this machine sees a new file or folder of another one; waits ``seconds`` for it."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 class Heartbeats:
     """Writes this rank's heartbeat and halt files, and reads those of all ranks.
 
@@ -112,12 +129,14 @@ class Heartbeats:
 
     Attributes:
         folder: the folder of this start's heartbeats; None before :meth:`open`.
+        watched: the ranks whose heartbeats are in it.
         seconds: seconds between two heartbeats of a rank.
     """
 
     def __init__(self, folder: Path, world: World) -> None:
         self.parent, self.world = folder / FOLDER, world
         self.folder: Path | None = None
+        self.watched: tuple[int, ...] = tuple(range(world.size))
         self.seconds = max(BEAT_SECONDS, world.size / RANKS_PER_SECOND)
         self._count = 0
         self._born = own_birth()
@@ -129,7 +148,16 @@ class Heartbeats:
         Raises:
             RunError: the folder cannot be made.
         """
-        self.folder = self.world.on_first(self._make)
+        common = self.world.on_first(self._make)
+        if len(self.world.machines) < 2:
+            self.folder = common
+            return
+        self.folder = self.world.on_each_machine(lambda: common if is_seen(common) else Path(tempfile.mkdtemp()))
+        places = self.world.gather((self.folder, socket.gethostname()))
+        mine = places[self.world.rank]
+        self.watched = tuple(
+            rank for rank, place in enumerate(places) if place[0] == common == mine[0] or place == mine
+        )
 
     def _make(self) -> Path:
         """Delete the heartbeat folders of earlier starts, and make a new one. Rank 0 only."""
@@ -144,8 +172,14 @@ class Heartbeats:
         return folder
 
     def remove(self) -> None:
-        """Delete all heartbeat files when no rank needs them any more. Rank 0 only."""
-        shutil.rmtree(self.parent, ignore_errors=True)
+        """Delete the heartbeat files that this machine has made, when no rank needs them any more.
+
+        Called on the first rank of each machine.
+        """
+        if self.world.is_first:
+            shutil.rmtree(self.parent, ignore_errors=True)
+        elif self.folder is not None and self.folder.parent != self.parent:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def beat(self, step: int, place: str, moves: int) -> None:
         """Write this rank's heartbeat.
@@ -164,10 +198,10 @@ class Heartbeats:
             return
 
     def read(self) -> dict[int, Beat]:
-        """Return the last heartbeat of each rank, by rank. Ranks without a readable heartbeat are left out."""
+        """The last heartbeat of each watched rank, by rank; ranks without a readable heartbeat are missing."""
         if self.folder is None:
             return {}
-        found = {rank: _read(Beat, self.folder / f"rank_{rank}.json") for rank in range(self.world.size)}
+        found = {rank: _read(Beat, self.folder / f"rank_{rank}.json") for rank in self.watched}
         return {rank: beat for rank, beat in found.items() if beat is not None}
 
     # --- ending together ---------------------------------------------------------------------------------------------
@@ -209,7 +243,7 @@ class Heartbeats:
         before = self.read()
         wait(3 * self.seconds)
         after = self.read()
-        missing = [rank for rank in range(self.world.size) if rank not in after]
+        missing = [rank for rank in self.watched if rank not in after]
         if missing:
             return f"rank {missing[0]} has written no heartbeat in {self.folder}"
         still = [beat for rank, beat in after.items() if rank in before and before[rank].count == beat.count]
@@ -220,13 +254,15 @@ class Heartbeats:
             return f"{still[0]}: the process writes no heartbeats any more"
         behind = min(after.values(), key=lambda beat: beat.moves)
         if all(beat.moves == behind.moves for beat in after.values()):
-            whole = (
-                "the only rank is at this point"
-                if self.world.size == 1
-                else f"all {self.world.size} ranks are at this point"
-            )
-            return f"{behind}: {whole}"
+            return f"{behind}: {self._whole()}"
         return f"{behind}: the others wait for it"
+
+    def _whole(self) -> str:
+        if self.world.size == 1:
+            return "the only rank is at this point"
+        if len(self.watched) < self.world.size:
+            return f"so are all ranks on {self._host}"
+        return f"all {self.world.size} ranks are at this point"
 
     def is_gone(self, rank: int) -> bool:
         """Whether a rank's process ran on this machine and has ended; False where that is not known."""

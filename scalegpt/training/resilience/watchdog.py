@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from scalegpt.backends.machines import silent
@@ -152,7 +153,7 @@ class Watchdog:
         who = self.beats.blame(self._wait_and_beat)
         cause = f"{late}: {who}{self._silent()}"
         self._write_cause("failed", cause)
-        _say(f"rank {self.rank}: {cause}; stacks in {self.directory.path}/stacks_rank_*.txt")
+        _say(f"rank {self.rank}: {cause}; stacks in {self._stacks}/stacks_rank_*.txt")
         self.leave(HUNG_STATUS)
 
     def _end_on_halt(self, halt: Halt) -> None:
@@ -194,12 +195,16 @@ class Watchdog:
             time.sleep(self.beats.seconds / 2)
             self._beat()
 
+    @property
+    def _stacks(self) -> Path:
+        """The folder of stack traces: the run's, or on a machine that does not see it the one of its heartbeats."""
+        own = self.beats.folder
+        return own if own is not None and not self.directory.path.is_dir() else self.directory.path
+
     def _dump(self, why: str) -> None:
         """Write the stack traces of all threads of this rank to ``stacks_rank_N.txt``, with the reason."""
-        with (
-            suppress(OSError),
-            (self.directory.path / f"stacks_rank_{self.rank}.txt").open("w", encoding="utf-8") as file,
-        ):
+        path = self._stacks / f"stacks_rank_{self.rank}.txt"
+        with suppress(OSError), path.open("w", encoding="utf-8") as file:
             file.write(f"rank {self.rank}, step {self.step}, {self.place}: {why}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)

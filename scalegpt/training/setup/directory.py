@@ -55,8 +55,9 @@ def open_run(
     """Choose and lock the run's folder, and find the checkpoint to resume from; all ranks must call it together.
 
     Raises:
-        InputError: the folder holds another run, cannot be written, or is not there on all machines; or the disk has too
-            little space; or another process trains the run; or the run has checkpoints, but cannot resume from any of them.
+        InputError: the folder holds another run, or cannot be written; or that of the checkpoints is not there on all
+            machines; or the disk has too little space; or another process trains the run; or the run has checkpoints, but
+            cannot resume from any of them.
         Stopped: a rank was asked to stop.
     """
     directory, changes = world.on_first(lambda: _claim(request, run, batch, world.size))
@@ -64,7 +65,7 @@ def open_run(
     # Lock before the checkpoints are read: another process may be writing them.
     weaknesses = world.on_first(directory.lock)
     try:
-        check_shared(directory.path, world)
+        check_shared(directory, world)
         choice = choose_checkpoint(directory, world, trusted=request.trust_checkpoint, step=request.resume_step)
         progress, token_changes = world.on_first(
             lambda: starting_progress(choice, directory, run, data.tokens, data.digest, allowed=request.allow_change)

@@ -1,19 +1,18 @@
-"""Checks of a run on several machines: the network between them, and the run's folder, which all must share."""
+"""Checks of a run on several machines: the network between them, and the folder of its checkpoints, which all must share."""
 
 import secrets
-import time
 from pathlib import Path
 
 from scalegpt.backends import World
 from scalegpt.backends.machines import all_reduce_rate, check_machines
 from scalegpt.errors import InputError
 from scalegpt.hardware.networks import read_network
+from scalegpt.training.resilience.heartbeat import is_seen
+from scalegpt.training.runs.directory import RunDirectory
+from scalegpt.training.runs.files import writing
 
 LEAST_SHARE = 0.25
 """The least share of the stated network that an all-reduce must reach. TCP and congestion cost less than this."""
-
-SEE_SECONDS = 10.0
-"""Seconds within which a machine must see a new file of another one; NFS may keep an old listing for some seconds."""
 
 
 def machine_lines(world: World, network: str | None, *, allow_slow: bool) -> tuple[str, ...]:
@@ -58,36 +57,33 @@ def _interface_advice(world: World) -> str:
     return f"gloo uses {used}; name the fast interface in GLOO_SOCKET_IFNAME"
 
 
-def check_shared(folder: Path, world: World) -> None:
-    """Check that all machines see the folder that rank 0 writes; all ranks must call it together.
+def check_shared(directory: RunDirectory, world: World) -> None:
+    """Check that all machines see the folder of the checkpoints, unless it is at an address; all ranks must call it together.
 
     Raises:
         InputError: a machine does not see it.
         RunError: the folder cannot be written.
     """
-    if len(world.machines) < 2:
+    checkpoints = directory.checkpoints
+    if len(world.machines) < 2 or not isinstance(checkpoints, Path):
         return
-    path = world.on_first(lambda: _make_sign(folder))
-    seen = world.gather(world.local_rank > 0 or _sees(path))
-    world.on_first(lambda: path.unlink(missing_ok=True))
+    is_inside = checkpoints.parent == directory.path
+    folder = directory.path if is_inside else checkpoints
+    sign = world.on_first(lambda: _make_sign(folder))
+    seen = world.gather(world.local_rank > 0 or is_seen(sign))
+    world.on_first(lambda: sign.unlink(missing_ok=True))
     blind = [machine.name for machine in world.machines if not seen[machine.first]]
     if blind:
         raise InputError(
             f"{folder.absolute()} of {world.machines[0].name} is not there on {blind[0]}: all machines need the same "
-            "folder, on a shared disk; give it as --runs_dir"
+            f"folder, on a shared disk; give it as --{'runs_dir' if is_inside else 'checkpoint_dir'}, or give an address "
+            "such as s3://BUCKET/FOLDER as --checkpoint_dir"
         )
 
 
 def _make_sign(folder: Path) -> Path:
-    path = folder / f".here.{secrets.token_hex(8)}"
-    path.touch()
-    return path
-
-
-def _sees(path: Path) -> bool:
-    until = time.monotonic() + SEE_SECONDS
-    while not path.exists():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True
+    sign = folder / f".here.{secrets.token_hex(8)}"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    return sign

@@ -1,7 +1,7 @@
 """Lets the planner choose the layout of a run that is about to start. Rank 0 plans, and all ranks use its answer.
 
 The micro batch is chosen unless the user gives it, the recompute policy unless the user or the preset gives it. Backend,
-ZeRO stage, offload and loss are chosen only where they are ``auto``.
+ZeRO stage, offload, shard size and loss are chosen only where they are ``auto``.
 """
 
 from dataclasses import dataclass, replace
@@ -162,6 +162,7 @@ def _chosen_line(question: Question, plan: Plan) -> tuple[str, ...]:
         "backend": parallel.backend,
         "zero_stage": f"stage {parallel.stage}",
         "offload": f"offload {parallel.offload}",
+        "shard_size": f"shard size {parallel.shard_size or 'all ranks'}",
         "recompute": f"recompute {train.recompute}",
         "loss": f"{train.loss} loss",
     }

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from scalegpt.config import DataConfig
+from scalegpt.data import leftovers
 from scalegpt.data.leftovers import HOLDER, claim_unfinished
 from scalegpt.data.preparation import batches, shard_files, writer
 from scalegpt.data.prepare import prepare
@@ -145,7 +147,11 @@ def signal_after(seconds: float) -> None:
 @pytest.mark.parametrize("corpus", CORPORA, indirect=True)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk(
-    corpus: tuple[Path, DataConfig], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: tuple[Path, DataConfig],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     texts, settings = corpus
     expected = everything(prepare([texts], tmp_path / "whole", settings).path)
@@ -164,8 +170,34 @@ def test_a_full_disk(
             with pytest.raises(NoSpaceError, match="no disk space is left") as raised:
                 prepare([texts], out, settings)
         assert ("the same command then goes on" in str(raised.value)) == out.parent.exists()
+    with monkeypatch.context() as patch:  # the same command while the disk is still full
+        patch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+        with pytest.raises(NoSpaceError, match=r"not enough disk space .*the same command then goes on"):
+            prepare([texts], out, settings)
+    caplog.clear()
     prepare([texts], out, settings)
+    assert GOES_ON in caplog.text, "what was done before is kept"
     assert everything(out) == expected
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_disk_that_is_full_at_the_start(
+    is_begun: bool, tails: tuple[Path, DataConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of a new preparation, and all of one that was interrupted."""
+    (texts, settings), out = tails, tmp_path / "out"
+    if is_begun:
+        interrupt(texts, out, settings)
+    before = {path.name: everything(path) for path in tmp_path.iterdir()}
+
+    def full(path: Path, content: str) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leftovers, "write_atomic", full)
+        with pytest.raises(NoSpaceError, match="no disk space is left"):
+            prepare([texts], out, settings)
+    assert {path.name: everything(path) for path in tmp_path.iterdir()} == before
 
 
 def test_an_error_of_the_input_leaves_nothing(documents: tuple[Path, DataConfig], tmp_path: Path) -> None:

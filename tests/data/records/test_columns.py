@@ -85,7 +85,10 @@ def test_columns_that_do_not_help(tmp_path: Path, write: Any) -> None:
     path = write(pa.table({"text": [1, 2], "body": ["a", "b"]}), tmp_path / "d")
     with pytest.raises(InputError, match="the schema: column text is int64, not text"):
         survey([path], "utf-8")
-    with pytest.raises(InputError, match="without a field other in its first record"):
+    # Such a file cannot be read as it is written, so --as_text is no remedy.
+    with pytest.raises(
+        InputError, match=r"without a field other in its first record, which has text, body; .*_field\)$"
+    ):
         survey([path], "utf-8", text_field="other")
     assert documents(survey([path], "utf-8", text_field="body")) == ["a", "b"]
     path = write(pa.table({"text": pa.array([b"a"])}), tmp_path / "d")

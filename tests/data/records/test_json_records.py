@@ -149,11 +149,16 @@ def test_a_broken_array_is_refused(tmp_path: Path, content: str, what: str) -> N
 def test_a_file_without_the_field_is_refused_and_skipped_in_a_folder(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "d.jsonl", [{"id": 1}, {"text": "a"}])
     with pytest.raises(
-        InputError, match=r"JSON Lines without a field text or content in its first record.*--text_field"
+        InputError,
+        match=r"JSON Lines without a field text or content in its first record, which has id; .*--text_field.*--as_text true",
     ):
         survey([path], "utf-8")
-    with pytest.raises(InputError, match=r"without a field doc\.text in its first record; name another field"):
+    with pytest.raises(InputError, match=r"without a field doc\.text in its first record, which has id; name another"):
         survey([path], "utf-8", text_field="doc.text")
+    other = write_lines(tmp_path / "words.jsonl", ["words"])
+    with pytest.raises(InputError, match=r"without a field text or content in its first record; name the field"):
+        survey([other], "utf-8")
+    other.unlink()
     (tmp_path / "a.txt").write_text("text\n" * 99)
     found = survey([tmp_path], "utf-8")
     assert [source.name for source in found.sources] == ["a.txt"]

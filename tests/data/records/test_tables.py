@@ -85,6 +85,9 @@ def test_headers_that_do_not_help(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InputError, match="CSV without a field text or content in its first record"):
             survey([path], "utf-8")
+    path.write_text(";".join(f"c{number}" for number in range(12)) + "\n")
+    with pytest.raises(InputError, match=r"first record, which has c0, c1, c2, .*, c9 and 2 more; name the field"):
+        survey([path], "utf-8")
     path.write_text("text\n")
     with pytest.raises(InputError, match="is empty"):
         survey([path], "utf-8")

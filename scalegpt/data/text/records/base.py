@@ -1,14 +1,17 @@
 """What the readers of records share: the field that holds the text, lines of bounded length, errors that name a record."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from scalegpt.data.text.decoding import NotInEncodingError, decoded
 from scalegpt.data.text.packed import InputFile
-from scalegpt.text import one_line, shown
+from scalegpt.text import brief, one_line, shown
 
 MOST_CHARACTERS = 256 << 20
 """The most characters of a record, to bound memory."""
+
+_NAMED = 10
+"""The most fields that a message names."""
 
 FIELDS = ("text", "content")
 """The fields that are looked for if the user names none; the first one that a file's first record has is read."""
@@ -39,7 +42,17 @@ class BadBytesError(RecordError):
 
 
 class NoFieldError(Exception):
-    """The records of a file have no field that may hold the text; the error's text names the fields that were looked for."""
+    """The records of a file have no field that may hold the text; the error's text names the fields that were looked for.
+
+    Attributes:
+        found: the fields that the first record has, in words; empty if it has none.
+    """
+
+    def __init__(self, asked: Iterable[str], found: Iterable[str]) -> None:
+        super().__init__(" or ".join(map(one_line, asked)))
+        names = list(dict.fromkeys(name for name in map(str, found) if name))
+        shown = ", ".join(brief(name, 40) for name in names[:_NAMED])
+        self.found = f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
 
 
 class TextField:
@@ -53,18 +66,19 @@ class TextField:
         self.name: str | None = None
         self._asked = (asked,) if asked is not None else FIELDS
 
-    def choose(self, has: Callable[[str], bool]) -> str:
+    def choose(self, has: Callable[[str], bool], found: Iterable[str]) -> str:
         """Choose the field by the file's first record or its header.
 
         Args:
             has: whether the record has a field.
+            found: the names of the record's fields, for the error.
 
         Raises:
             NoFieldError: it has none of the fields.
         """
         self.name = next((name for name in self._asked if has(name)), None)
         if self.name is None:
-            raise NoFieldError(" or ".join(map(one_line, self._asked)))
+            raise NoFieldError(self._asked, found)
         return self.name
 
 
@@ -99,7 +113,7 @@ def text_of(record: Any, field: TextField, place: str) -> str:
         NoFieldError: this is the file's first record, and it has no field for the text.
         RecordError: the record is no object, it lacks the field, or the field's value is no text.
     """
-    name = field.name or field.choose(lambda name: has_field(record, name))
+    name = field.name or field.choose(lambda name: has_field(record, name), record if isinstance(record, dict) else ())
     try:
         value = value_of(record, name)
     except KeyError:

@@ -105,7 +105,7 @@ def _path(pa: Any, schema: Any, field: TextField) -> list[str]:
         NoFieldError: there is no such column.
         RecordError: the column holds no text, or several have its name.
     """
-    name = field.choose(lambda name: _type(pa, schema, _parts(schema, name)) is not None)
+    name = field.choose(lambda name: _type(pa, schema, _parts(schema, name)) is not None, schema.names)
     path = _parts(schema, name)
     kind = _type(pa, schema, path)
     if pa.types.is_dictionary(kind):

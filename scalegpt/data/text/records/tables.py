@@ -24,7 +24,8 @@ def read_tsv(file: InputFile, encoding: str, field: TextField) -> Iterator[str]:
 def _read(file: InputFile, encoding: str, field: TextField, delimiters: str) -> Iterator[str]:
     feed = _Feed(lines(file, encoding))
     headers = {delimiter: _header(feed.first, delimiter) for delimiter in delimiters}
-    name = field.choose(lambda name: any(name in header for header in headers.values()))
+    likely = max(headers.values(), key=len)
+    name = field.choose(lambda name: any(name in header for header in headers.values()), likely)
     delimiter = next(delimiter for delimiter, header in headers.items() if name in header)
     csv.field_size_limit(MOST_CHARACTERS)  # of this process; the default is 131,072 characters
     rows = csv.reader(feed.lines(), delimiter=delimiter, strict=True)

@@ -8,7 +8,8 @@
 - Second copies of the weights (hpZ) live from the first release after an update to the next update. Tensors that are kept
   whole have one only during the update.
 - A block's gradients wait until its backward pass is over (blocks are leaf modules). Then they pass through the bucket
-  in the dtype of communication. A copy of the bucket joins them, and is reduced and cut.
+  in the dtype of communication. A copy of the bucket joins them, each padded to a multiple of the ranks, and is reduced and
+  cut. Each rank whose part of a tensor is not full takes a small tensor of its own for the padding.
 - The optimizer updates one group after another, each with a flat copy of the group's gradients.
 """
 
@@ -51,6 +52,7 @@ class Stage3(ShardedStep):
         over = self.gathering.copy_over
         self.copies_of_whole = sum(rounded(self.compute * mesh.shards * part // over) for part in whole) if over else 0
         self.large = 0  # bytes of the gradient that is too large for the bucket
+        self.padded = self.padding = 0  # in the bucket: elements with padding, and bytes of the padding's tensors
         self.in_block = False
 
     def part(self, group: Shapes) -> int:
@@ -171,6 +173,9 @@ class Stage3(ShardedStep):
         self.filled += elements
         self.largest = max(self.largest, elements)
         self.tensors += 1
+        part = -(-elements // self.shards)
+        self.padded += part * self.shards
+        self.padding += (self.shards - elements // part) * rounded(self.sent * part)
 
     def _reduce(self) -> None:
         """Reduce the gradients in the bucket: join them in a copy, reduce it, keep this rank's parts."""
@@ -179,14 +184,15 @@ class Stage3(ShardedStep):
             return
         cast = self.sent * elements if self.large and self.sent != self.compute else 0
         alone = self.tensors == 1 and elements % self.shards == 0
-        joined = 0 if alone else self.sent * elements
+        joined, padding = (0, 0) if alone else (self.sent * self.padded, self.padding)
         back = self.accumulated * -(-elements // self.shards) if self.offloads and self.copies_between else 0
+        self.t.touch(BUCKETS, cast, joined + padding)
         self.t.touch(BUCKETS, cast, joined, back)
         kept = cast if alone else joined
         if self.offloads and self.last_micro:
             self.t.touch(BUCKETS, kept, back, NORM_BYTES * -(-self.largest // self.shards))
         self.t.give(TEMPORARIES, self.large)
-        self.large = self.largest = self.tensors = 0
+        self.large = self.largest = self.tensors = self.padded = self.padding = 0
 
     def _tail(self) -> None:
         self._enter(self.plan.embeddings_back[0])
