@@ -25,9 +25,8 @@ def shard(deepspeed: Any, model: GPT, settings: dict[str, Any]) -> None:
 
     DeepSpeed would shard the model in the same way and order when it makes its engine, but all of it would have to exist.
     """
-    deepspeed.init_distributed(
-        verbose=False
-    )  # wraps torch's group; else zero.Init reads its settings as those of one rank
+    # Wraps torch's group. Without it zero.Init would read the settings as those of one rank.
+    deepspeed.init_distributed(verbose=False)
     sharded: Any = None  # a parameter with DeepSpeed's methods
     for part in _parts(model):
         parameters = list(part.parameters())
