@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from scalegpt.backends import world as module
 from scalegpt.backends.deepspeed.engine import _initialize
+from scalegpt.backends.machines import Machine
 from scalegpt.backends.world import World, choose_device
 from scalegpt.errors import InputError
 from scalegpt.system.cores import usable_cores
@@ -74,16 +75,21 @@ def test_a_group_of_one_opens_no_port_and_ends() -> None:
     assert not dist.is_initialized()
 
 
+MACHINES = tuple(Machine(f"node{each}", "", "", 2 * each, 2) for each in range(4))
+
+
 @pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
 def test_the_launchers_word_is_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     met = []
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **options: met.append(args))
     monkeypatch.setattr(module, "meeting_store", lambda ranks, timeout: met.append(ranks.on_one_machine))
     monkeypatch.setattr(module, "_share_cores", lambda local_size: met.append(local_size))
-    for key, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, name: 2}.items():
+    monkeypatch.setattr(module, "use_interface_to", lambda address: (address, "eth0"))
+    monkeypatch.setattr(module, "exchange_machines", lambda store, ranks, address, interface, timeout: MACHINES)
+    for key, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "MASTER_ADDR": "10.0.0.1", name: 2}.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.setattr(module, "usable_cores", lambda: 2)
-    assert World.join("cpu") == World(5, 8, 1, 2, torch.device("cpu"))
+    assert World.join("cpu") == World(5, 8, 1, 2, torch.device("cpu"), MACHINES)
     assert met == [2, False, ("gloo",)]
 
 
@@ -156,6 +162,6 @@ def test_deepspeeds_refusals_become_one_line() -> None:
     def refuse(**_: Any) -> None:
         raise AssertionError("bad config\nin two lines \x1b[31m")
 
-    deepspeed = SimpleNamespace(initialize=refuse)
+    deepspeed = SimpleNamespace(initialize=refuse, utils=SimpleNamespace(groups=SimpleNamespace()))
     with pytest.raises(InputError, match=r"DeepSpeed rejects these settings: bad config in two lines \\x1b\[31m; give"):
-        _initialize(deepspeed, None, None, {})  # type: ignore[arg-type]
+        _initialize(deepspeed, None, None, {"zero_optimization": {"stage": 1}})  # type: ignore[arg-type]
