@@ -269,4 +269,8 @@ def _runs_in(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     marks = (CHECKPOINTS, MANIFEST, *RUN_FILES)
-    return sorted(path.name for path in folder.iterdir() if any((path / mark).exists() for mark in marks))
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if any((path / mark).exists() for mark in marks) or (path.is_dir() and find_checkpoints(path))
+    )
