@@ -96,7 +96,7 @@ def _point(point: Point, *, priced: bool) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-_BELOW = "no plan: see below"
+_BELOW = "no plan"
 _ABOVE = "efficiency above 100%: more GPUs each hold less of the model, and a plan fits that is faster for each of them"
 _HEADING = ("micro batch", "recompute, loss", "layout", "total", "tokens/s", "whole run")
 
