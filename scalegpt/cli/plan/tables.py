@@ -57,7 +57,7 @@ def sweep_table(found: Sweep) -> str:
     run, machine = found.asked.run, found.asked.machine
     head = (
         f"{run.name}, {count_parameters(run.model).total:,} parameters, on {machine.name}s, up to {machine.gpus} in a "
-        f"machine; a step has {found.tokens:,} tokens on all of them (strong scaling)"
+        f"machine\na step has {found.tokens:,} tokens on all of them (strong scaling)"
     )
     priced = machine.gpu_price is not None
     unit = "cost of 1M tokens" if priced else "GPU hours for 1M tokens"
