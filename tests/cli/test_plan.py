@@ -292,6 +292,13 @@ def test_the_command_starts_the_right_launcher(plan: Any, words: str, launcher: 
     assert plan(words)["choice"]["command"].startswith(launcher)
 
 
+def test_the_command_for_several_machines_says_what_to_put_in(printed: Any) -> None:
+    said = "note: start the command on every machine, with the first one's host name for FIRST_MACHINE"
+    words = "--preset tiny --gpu 4090 --gpus 8 --backend fsdp"
+    assert said in printed(f"{words} --nodes 2 --network 100Gb/s --zero_stage 0")
+    assert said not in printed(words)
+
+
 def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     file = tmp_path / "my run.json"
     file.write_text(json.dumps({"model": {"n_layer": 3, "n_embd": 96}, "train": {"learning_rate": 2e-3}}))

@@ -152,6 +152,13 @@ def test_a_folder_of_checkpoints_of_runs_names_them(tmp_path: Path, capsys: pyte
     assert "; it contains these runs: one, two" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_not_offered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "disk" / "locked").mkdir(mode=0, parents=True)
+    assert main(["checkpoint", "list", str(tmp_path / "disk")]) == 2
+    assert "is neither a run nor a checkpoint; give a run's folder" in capsys.readouterr().err
+
+
 def test_going_back_sets_later_ones_aside(elsewhere: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = train("run", 6, checkpoint_dir=elsewhere, keep_checkpoints=5)
     expected = lines(run)
