@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from scalegpt.data.remote.listing import is_address, open_address
+from scalegpt.data.remote.listing import is_address, open_address, uncached
 from scalegpt.errors import InputError
 from scalegpt.storage import retried, sync_file
-from scalegpt.text import brief
+from scalegpt.text import brief, one_line
 
 Result = TypeVar("Result")
 
@@ -37,6 +37,8 @@ ADVICE = "check the bucket, your credentials and rights to write, read, list and
 """What a user can do about an address that cannot be used."""
 
 _LOCAL = re.compile(r"(?:file|local)://(?=/)")
+_LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?:/|$)")
+_WEB = ("http://", "https://")
 _OF_ONE_PROCESS = "memory://"
 _FINAL = frozenset({
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound", "NoRegionError",
@@ -241,7 +243,7 @@ class Address:
     def _errors(self, missing: int = errno.ENOENT) -> Iterator[tuple[Any, str]]:
         """The file system and the path in it; turns the errors of the block into ``OSError``."""
         try:
-            system, path = open_address(self.text, "checkpoint_dir", **_options(self.text))
+            system, path = open_address(self.text, "checkpoint_dir", **uncached(self.text))
             yield system, path
         except InputError:
             raise
@@ -271,13 +273,21 @@ def place_of(text: str) -> Place:
     """The place that a text means: an address of fsspec, or a path. ``file:///PATH`` is a path.
 
     Raises:
-        InputError: the address is one that other processes cannot see.
+        InputError: the address is one that other processes cannot see, or lacks a part, such as ``s3://``.
     """
     if text.startswith(_OF_ONE_PROCESS):
         raise InputError(f"{text} is the memory of one process; give an address such as s3://BUCKET/FOLDER, or a path")
-    if is_address(text) and not _LOCAL.match(text):
-        return Address(text.rstrip("/"))
-    return Path(_LOCAL.sub("", text))
+    if _LOCAL.match(text):
+        return Path(_LOCAL.sub("", text))
+    address = text.rstrip("/")
+    if is_address(address):
+        return Address(address)
+    if _LIKE_AN_ADDRESS.match(text):
+        raise InputError(
+            f"{one_line(text)} is not an address of checkpoints; give one such as s3://BUCKET/FOLDER, without a comma, or "
+            "a folder"
+        )
+    return Path(text)
 
 
 def try_out(address: Address) -> None:
@@ -286,9 +296,15 @@ def try_out(address: Address) -> None:
     Raises:
         InputError: the address cannot be used; the message says why, and what to do.
     """
+    if address.text.startswith(_WEB):
+        raise InputError(
+            f"checkpoint_dir {address} is a web address, to which no checkpoint can be written; give one such as "
+            "s3://BUCKET/FOLDER, with the server in AWS_ENDPOINT_URL if it is not Amazon's, or a folder"
+        )
     probe, content = address / f".probe-{secrets.token_hex(8)}", b"scalegpt"
     try:
-        probe.try_writing(content)
+        with address._errors():  # so that an error of the protocol or its package names the address, not the probe
+            probe.try_writing(content)
         if probe.read_whole(len(content) + 1) != content:
             raise OSError(errno.EREMOTEIO, "an object has another content than was written")
         probe.unlink()
@@ -315,18 +331,6 @@ def new_file(path: Place, size: int) -> Iterator[BinaryIO]:
     with path.open("xb") as file:
         yield file
         sync_file(file)
-
-
-def _options(text: str) -> dict[str, Any]:
-    """Options of the file system: listings are never cached, since other machines write; S3 answers within bounded times."""
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if text.startswith(("s3://", "s3a://")):
-        import fsspec
-
-        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        bounds = {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "total_max_attempts": 5}}
-        options["config_kwargs"] = {**bounds, **given}
-    return options
 
 
 def _number(error: Exception, missing: int) -> int:

@@ -28,6 +28,9 @@ def ports(_: Setting) -> Iterator[Finding]:
         if not taken:
             yield Finding(OK, f"port {port} ({whose}) is free")
             continue
+        if whose == "MASTER_PORT" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            yield Finding(OK, f"port {port} (MASTER_PORT) is that of torchrun's own store")
+            continue
         addresses = listening.get(port, set())
         reach = " on all interfaces, so other machines reach it" if addresses & WILDCARDS else ""
         yield Finding(

@@ -46,7 +46,8 @@ def torch(_: Setting) -> Iterator[Finding]:
             "install torch's build for this driver, see https://pytorch.org/get-started",
         )
     else:
-        yield Finding(OK, f"torch {version} ({build}), {torch.get_num_threads()} threads")
+        threads = torch.get_num_threads()
+        yield Finding(OK, f"torch {version} ({build}), {threads} thread{'s' if threads > 1 else ''}")
 
 
 @check("deepspeed")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scalegpt.doctor.checks import FAILURE, OK, WARNING, Finding, Setting, check
 from scalegpt.system.cores import usable_cores
+from scalegpt.system.launchers import TORCHRUN, under_launcher
 
 FEW_FILES = 1024
 """A lower limit on open files is a warning: many ranks, or many shards of data, need more."""
@@ -69,7 +70,8 @@ def environment(_: Setting) -> Iterator[Finding]:
     found = {
         name: value for name, value in sorted(os.environ.items()) if name in VARIABLES or name.startswith(PREFIXES)
     }
-    threads, cores = os.environ.get("OMP_NUM_THREADS", ""), usable_cores()
+    # torchrun sets OMP_NUM_THREADS itself, and a run under it sets its own number of threads.
+    threads, cores = "" if TORCHRUN in os.environ else os.environ.get("OMP_NUM_THREADS", ""), usable_cores()
     if threads.isdecimal() and int(threads) < cores:
         yield Finding(
             WARNING, f"OMP_NUM_THREADS is {threads}: training on the CPU leaves {cores - int(threads)} of {cores} cores idle",
@@ -77,7 +79,7 @@ def environment(_: Setting) -> Iterator[Finding]:
         )  # fmt: skip
     if os.environ.get("CUDA_LAUNCH_BLOCKING", "0") not in {"", "0"}:
         yield Finding(WARNING, "CUDA_LAUNCH_BLOCKING is set, which makes training slow", "unset CUDA_LAUNCH_BLOCKING")
-    if os.environ.get("WORLD_SIZE", "1") != "1" or "RANK" in os.environ:
+    if not under_launcher() and (os.environ.get("WORLD_SIZE", "1") != "1" or "RANK" in os.environ):
         yield Finding(
             WARNING,
             "RANK or WORLD_SIZE is set: a run without a launcher waits for other ranks",

@@ -98,7 +98,8 @@ class Sweep:
             return "the run fits on none of these numbers of GPUs"
         more = next((point for point in self.points if point.gpus > best.gpus and point.efficiency is not None), None)
         if more is None:
-            return f"adding GPUs pays up to {best.gpus}, the most here"
+            cannot = self.points[-1].gpus > best.gpus
+            return f"adding GPUs pays up to {best.gpus}, the most here{' that have a plan' if cannot else ''}"
         kept = (more.efficiency or 0.0) / (best.efficiency or 1.0)
         return (
             f"adding GPUs stops paying at {best.gpus}: on {more.gpus} each GPU keeps {kept:.0%} of its speed, less than the "

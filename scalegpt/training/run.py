@@ -107,7 +107,8 @@ def _train(trainer: Trainer, job: Job, world: World) -> Ending:
             trainer.saving.mirror.update()
         except RunError as error:
             job.logger.say(f"warning: {error}")
-        job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {contents(job.directory.path)}")
+        elsewhere = f"; checkpoints in {job.directory.checkpoints}" if job.directory.is_kept_elsewhere() else ""
+        job.logger.say(f"{trainer.outcome()}: {job.directory.path}/ holds {contents(job.directory.path)}{elsewhere}")
         if trainer.all_taken:
             for line in next_lines(job.directory.path):
                 job.logger.say(line)

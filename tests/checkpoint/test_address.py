@@ -327,8 +327,25 @@ def test_what_is_wrong_with_an_address_is_said_in_a_line(
             try_out(folder)
     finally:
         server.refused = None
-    with pytest.raises(InputError, match="Protocol not known"):
+    with pytest.raises(InputError, match="checkpoint_dir nothing://bucket/x cannot be read: Protocol not known"):
         try_out(Address("nothing://bucket/x"))
+    with pytest.raises(
+        InputError, match=r"is a web address, .* s3://BUCKET/FOLDER, with the server in AWS_ENDPOINT_URL"
+    ):
+        try_out(Address(f"{server.url}/bucket/x"))
+
+
+@pytest.mark.parametrize("text", ["s3:", "s3://", "s3:///", "s3:/bucket/x", "hf://name/x", "s3://bucket/a,b"])
+def test_half_an_address_is_not_taken_for_a_folder(text: str) -> None:
+    with pytest.raises(InputError, match=f"^{text} is not an address of checkpoints; give one such as s3://"):
+        place_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("a:b", "a:b"), ("./s3:", "s3:"), ("runs/a:/b", "runs/a:/b"), ("file:///x/s3:", "/x/s3:")]
+)
+def test_a_path_may_have_a_colon(text: str, path: str) -> None:
+    assert place_of(text) == Path(path)
 
 
 def test_missing_credentials_are_said_in_a_line(server: ObjectStore, folder: Address) -> None:

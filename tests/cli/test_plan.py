@@ -292,6 +292,13 @@ def test_the_command_starts_the_right_launcher(plan: Any, words: str, launcher: 
     assert plan(words)["choice"]["command"].startswith(launcher)
 
 
+def test_the_command_for_several_machines_says_what_to_put_in(printed: Any) -> None:
+    said = "note: start the command on every machine, with the first one's host name for FIRST_MACHINE"
+    words = "--preset tiny --gpu 4090 --gpus 8 --backend fsdp"
+    assert said in printed(f"{words} --nodes 2 --network 100Gb/s --zero_stage 0")
+    assert said not in printed(words)
+
+
 def test_the_trainer_understands_the_command(plan: Any, tmp_path: Path) -> None:
     file = tmp_path / "my run.json"
     file.write_text(json.dumps({"model": {"n_layer": 3, "n_embd": 96}, "train": {"learning_rate": 2e-3}}))
@@ -545,6 +552,30 @@ def test_a_sweep_prints_a_line_for_each_number_of_gpus(plan: Any, printed: Any) 
     ]
 
 
+def test_a_number_of_gpus_without_a_plan_gets_its_reason_below_the_table(printed: Any) -> None:
+    text = printed("--preset 350M_1024 --gpu a100-80gb --sweep_gpus 256 --network 8xinfiniband-200g")
+    (row,) = [line for line in text.splitlines() if line.startswith(" 256 ")]
+    assert row.endswith("no plan")
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\n\n256 GPUs: tokens_per_step 393216 is not a multiple of ranks 256" in text
+    assert "adding GPUs pays up to 128, the most here that have a plan\n" in text
+    assert "efficiency above 100%" not in text
+
+
+def test_an_efficiency_above_100_percent_is_explained(printed: Any) -> None:
+    text = printed("--preset Qwen3-8B --gpu rtx4090 --sweep_gpus 2")
+    assert "105%" in text
+    assert "note: efficiency above 100%: more GPUs each hold less of the model" in text
+
+
+def test_a_preset_without_a_plan_gets_its_reason_below_the_table(printed: Any) -> None:
+    text = printed("--gpu rtx4090 --gpus 8")
+    (row,) = [line for line in text.splitlines() if line.startswith("shakespeare_char ")]
+    assert row.endswith("no plan")
+    assert "\n\nshakespeare_char: tokens_per_step 768 is not a multiple of ranks 8" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
 def test_a_price_gives_the_cost_of_the_run(plan: Any, printed: Any) -> None:
     words = "--preset 150M_1024 --gpu a100-40gb --gpus 2 --price_per_gpu_hour 1.5"
     choice = plan(words)["choice"]
@@ -561,6 +592,7 @@ def test_a_price_gives_the_cost_of_the_run(plan: Any, printed: Any) -> None:
         ("--preset tiny --gpu 4090 --sweep_gpus many", "a whole number from 1 to"),
         ("--preset tiny --gpu 4090 --sweep_gpus=-3", "a whole number from 1 to"),
         ("--preset tiny --gpu 4090 --nodes 2 --sweep_gpus", "omit --nodes"),
+        ("--preset tiny --launch torchrun", "give --gpu NAME or --memory_gb N too"),
         ("--preset tiny --gpu 4090 --sweep_gpus --html a", "html shows one"),
         ("--preset tiny --gpu 4090 --price_per_gpu_hour -1", "price_per_gpu_hour must be more than 0"),
         ("--preset tiny --gpu 4090 --price_per_gpu_hour free", "price_per_gpu_hour must be a number"),

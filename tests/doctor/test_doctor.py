@@ -225,6 +225,22 @@ def test_variables_that_change_training_are_named(
     assert [said in each.what for each in loud[:-1]] == [True] * bool(said)
 
 
+@pytest.mark.parametrize(
+    ("variables", "warnings"),
+    [({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}, 0), ({"CROSS_SIZE": "1"}, 0), ({}, 1)],
+    ids=["torchrun", "deepspeed", "no launcher"],
+)
+def test_what_a_launcher_sets_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], warnings: int
+) -> None:
+    monkeypatch.setattr("scalegpt.doctor.system.usable_cores", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "CROSS_SIZE", "CUDA_LAUNCH_BLOCKING"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**variables, "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert [each.state for each in found("environment")] == [WARNING] * warnings + [OK]
+
+
 def test_a_blocked_port_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as blocker:
         blocker.bind(("127.0.0.1", 0))
@@ -246,6 +262,10 @@ def test_the_port_of_the_environment_is_checked_too(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(network, "PORTS", {})
         monkeypatch.setenv("MASTER_PORT", str(blocker.getsockname()[1]))
         assert "MASTER_PORT cannot use it" in found("ports")[0].what
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        (finding,) = found("ports")
+        assert finding.state == OK
+        assert "torchrun's own store" in finding.what
 
 
 def test_a_port_open_to_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ def test_adding_stops_paying_where_the_next_step_keeps_too_little() -> None:
         "adding GPUs stops paying at 4: on 8 each GPU keeps 70% of its speed, less than the 75% that count as worth it"
     )
     assert curve(0.9, 0.8).stops == "adding GPUs pays up to 4, the most here"
+    assert curve(0.9, 0.8, None).stops == "adding GPUs pays up to 4, the most here that have a plan"
 
 
 def test_a_run_that_fits_nowhere_stops_at_once() -> None:

@@ -128,9 +128,35 @@ def test_fresh_begins_beside_it(elsewhere: str) -> None:
 def test_a_run_that_moves_its_checkpoints_must_find_them(elsewhere: str) -> None:
     train("run", 3)
     with pytest.raises(
-        InputError, match=f"had a checkpoint of step 3, which is missing from {elsewhere}/run; restore it"
+        InputError,
+        match=f"had a checkpoint of step 3, which is missing from {elsewhere}/run; the run kept its checkpoints in "
+        "runs/run/checkpoints: omit --checkpoint_dir, or restore it",
     ):
         train("run", 6, checkpoint_dir=elsewhere)
+
+
+def test_a_resume_without_the_place_names_it(elsewhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train("run", 3, checkpoint_dir=elsewhere)
+    out = capsys.readouterr().out
+    assert f"files    runs/run/; checkpoints in {elsewhere}/run\n" in out
+    assert f"samples.txt; checkpoints in {elsewhere}/run\n" in out
+    with pytest.raises(InputError, match=f": give --checkpoint_dir {elsewhere}, or restore it, or --fresh starts"):
+        train("run", 6)
+
+
+def test_a_folder_of_checkpoints_of_runs_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        train(name, 3, checkpoint_dir=str(tmp_path / "disk"))
+    capsys.readouterr()
+    assert main(["checkpoint", "list", str(tmp_path / "disk")]) == 2
+    assert "; it contains these runs: one, two" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_not_offered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "disk" / "locked").mkdir(mode=0, parents=True)
+    assert main(["checkpoint", "list", str(tmp_path / "disk")]) == 2
+    assert "is neither a run nor a checkpoint; give a run's folder" in capsys.readouterr().err
 
 
 def test_going_back_sets_later_ones_aside(elsewhere: str, capsys: pytest.CaptureFixture[str]) -> None:

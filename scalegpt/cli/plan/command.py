@@ -135,7 +135,13 @@ def _check_launch(arguments: argparse.Namespace) -> None:
 
 
 def _print_launch(launcher: str, given: Answer) -> int:
-    """Print the command or file for a launcher, and nothing else on standard output; notes go to standard error."""
+    """Print the command or file for a launcher, and nothing else on standard output; notes go to standard error.
+
+    Raises:
+        InputError: no card is named, and this machine has none.
+    """
+    if given.question.machine.usable_bytes is None:
+        raise InputError("launch starts a run on GPUs that the plan must know; give --gpu NAME or --memory_gb N too")
     for each in given.notes:
         note(f"scalegpt plan: {each}")
     if not given.choice.can_train:

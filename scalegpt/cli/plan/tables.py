@@ -1,5 +1,7 @@
 """The tables of ``scalegpt plan``: every preset on one machine, one run on every card, or on more and more GPUs."""
 
+from collections.abc import Iterable
+
 from scalegpt.architecture.counting import count_parameters
 from scalegpt.cli.output import aligned
 from scalegpt.hardware.machine import Machine
@@ -10,6 +12,7 @@ from scalegpt.planner.query import Answer, host_notes, machine_notes
 from scalegpt.planner.sweep import Point, Sweep
 from scalegpt.planner.tables import Row, largest
 from scalegpt.planner.time.rates import basis_of_all
+from scalegpt.text import one_line
 from scalegpt.units import gib
 
 
@@ -39,7 +42,14 @@ def _table(heads: tuple[str, str], firsts: list[tuple[str, str]], rows: list[Row
     """The plans of ``rows`` as a text table; ``firsts`` has the first two cells of each row, ``heads`` their headings."""
     priced = any(row.asked.machine.gpu_price is not None for row in rows)
     cells = [(*first, *_cells(row)[: None if priced else -1]) for first, row in zip(firsts, rows, strict=True)]
-    return aligned([(*heads, *_HEADING, *(("cost",) if priced else ())), *cells], right={1, 2, 5, 6, 7, 8})
+    table = aligned([(*heads, *_HEADING, *(("cost",) if priced else ())), *cells], right={1, 2, 5, 6, 7, 8})
+    return "\n\n".join([table, *_reasons((row.name, row.why_not) for row in rows)])
+
+
+def _reasons(rows: Iterable[tuple[str, str | None]]) -> list[str]:
+    """The lines below a table that say why rows have no plan, for each name and reason, as one text; none: no text."""
+    lines = [one_line(f"{name}: {why_not}") for name, why_not in rows if why_not]
+    return ["\n".join(lines)] if lines else []
 
 
 def sweep_table(found: Sweep) -> str:
@@ -47,7 +57,7 @@ def sweep_table(found: Sweep) -> str:
     run, machine = found.asked.run, found.asked.machine
     head = (
         f"{run.name}, {count_parameters(run.model).total:,} parameters, on {machine.name}s, up to {machine.gpus} in a "
-        f"machine; a step has {found.tokens:,} tokens on all of them (strong scaling)"
+        f"machine\na step has {found.tokens:,} tokens on all of them (strong scaling)"
     )
     priced = machine.gpu_price is not None
     unit = "cost of 1M tokens" if priced else "GPU hours for 1M tokens"
@@ -56,21 +66,23 @@ def sweep_table(found: Sweep) -> str:
         "micro batch", "layout",
     )  # fmt: skip
     table = aligned([heads, *(_point(point, priced=priced) for point in found.points)], right=set(range(9 + priced)))
+    below = _reasons((f"{point.gpus} GPUs" if point.gpus > 1 else "1 GPU", point.row.why_not) for point in found.points)
     said = [found.stops, *([found.ended] if found.ended else [])]
     given = next((point.row.given for point in reversed(found.points) if point.row.given is not None), None)
     notes = [] if given is None else [note for note in given.notes if not note.startswith("warning")]
     notes += [
         "efficiency: tokens/s of each GPU, relative to the fewest GPUs; of this step: relative to the line above",
+        *([_ABOVE] if any((point.efficiency or 0.0) >= 1.005 for point in found.points) else []),
         *(sources(given.choice) if given is not None else ()),
     ]
-    return "\n\n".join([head, table, "\n".join(said), "\n".join(f"note: {note}" for note in notes)])
+    return "\n\n".join([head, table, *below, "\n".join(said), "\n".join(f"note: {note}" for note in notes)])
 
 
 def _point(point: Point, *, priced: bool) -> tuple[str, ...]:
     row, plan, cost = point.row, point.row.plan, point.cost
     counts = str(point.gpus), str(row.asked.machine.nodes)
     if plan is None or cost is None or point.efficiency is None:
-        lacks = row.why_not or ("too little host memory" if plan and plan.fits else "does not fit")
+        lacks = _BELOW if row.why_not else "too little host memory" if plan and plan.fits else "does not fit"
         return (*counts, *("",) * (6 + priced), lacks)
     amounts = (
         (money(cost.money or 0.0), money(cost.money_per_million or 0.0))
@@ -84,13 +96,15 @@ def _point(point: Point, *, priced: bool) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+_BELOW = "no plan"
+_ABOVE = "efficiency above 100%: more GPUs each hold less of the model, and a plan fits that is faster for each of them"
 _HEADING = ("micro batch", "recompute, loss", "layout", "total", "tokens/s", "whole run")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     plan = row.plan
     if plan is None:
-        return "", row.why_not or "", "", "", "", "", ""
+        return "", _BELOW, "", "", "", "", ""
     if not row.fits:
         lacks = f"does not fit: {gib(plan.missing_bytes)} too much" if plan.fits is False else "too little host memory"
         return "", lacks, "", gib(plan.total_bytes), "", "", ""

@@ -25,8 +25,15 @@ def report(given: Answer) -> str:
         parts.append(f"the command:\n  {given.command()}")
     if given.alternatives:
         parts.append(_alternatives(given))
-    lines = [f"note: {note}" for note in (*given.notes, *wording.sources(plan)) if not note.startswith("warning")]
+    starting = (_STARTING,) if plan.can_train and plan.machine.nodes > 1 else ()
+    said = (*given.notes, *starting, *wording.sources(plan))
+    lines = [f"note: {note}" for note in said if not note.startswith("warning")]
     return "\n\n".join([*parts, "\n".join(lines)])
+
+
+_STARTING = (
+    "start the command on every machine, with the first one's host name for FIRST_MACHINE; --launch has other launchers"
+)
 
 
 def bar(share: float, width: int = BAR_WIDTH) -> str:

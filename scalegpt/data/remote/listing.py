@@ -69,6 +69,18 @@ def open_address(address: str, subject: str = "input", **options: Any) -> tuple[
     return system, str(path).rstrip("/")
 
 
+def uncached(text: str) -> dict[str, Any]:
+    """Options of a file system to which other machines write: no cached listings, and answers of S3 within bounded times."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if text.startswith(("s3://", "s3a://")):
+        import fsspec
+
+        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        bounds = {"connect_timeout": 5, "read_timeout": 60, "retries": {"mode": "standard", "total_max_attempts": 5}}
+        options["config_kwargs"] = {**bounds, **given}
+    return options
+
+
 @contextmanager
 def errors_of(address: str) -> Iterator[None]:
     """Turn whatever a file system raises into an error of one line: each has its own classes."""

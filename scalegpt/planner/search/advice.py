@@ -162,7 +162,7 @@ def _why_not(question: Question, chosen: Plan, plan: Plan, *, fits: bool) -> str
     own = Scheme.of(question.run)
     needed = handicap(scheme, own, plan.machine.ranks) / handicap(ours, own, chosen.machine.ranks) - 1
     if gain > 0.0005 and needed > 0.0005:
-        return f"{gain:.1%} faster, less than the {needed:.1%} that more complexity must gain"
+        return f"{gain:.1%} faster; more complexity must gain {needed:.1%}"
     return (
         "as fast, but more complex"
         if simplicity(scheme, own) >= simplicity(ours, own)

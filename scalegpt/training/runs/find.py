@@ -9,7 +9,7 @@ from typing import TypeVar
 from scalegpt.checkpoint import store
 from scalegpt.checkpoint.address import Address, Place
 from scalegpt.checkpoint.inspection import Verdict, examine
-from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError
+from scalegpt.checkpoint.manifest import MANIFEST, WEIGHTS, DamagedError, UnreadableError
 from scalegpt.checkpoint.reader import Checkpoint, is_folder, unreadable
 from scalegpt.checkpoint.store import best_checkpoint, checkpoint_name, find_checkpoints, is_checkpoint
 from scalegpt.config.inference import BEST, LAST
@@ -268,5 +268,13 @@ def _runs_in(folder: Path) -> list[str]:
     """Return the names of the runs and checkpoints in a folder."""
     if not folder.is_dir():
         return []
-    marks = (CHECKPOINTS, MANIFEST, *RUN_FILES)
-    return sorted(path.name for path in folder.iterdir() if any((path / mark).exists() for mark in marks))
+    return sorted(path.name for path in folder.iterdir() if _may_be_meant(path))
+
+
+def _may_be_meant(path: Path) -> bool:
+    """Whether a path is a run, a checkpoint, or a folder with checkpoints. One that cannot be read is not offered."""
+    try:
+        has_marks = any((path / mark).exists() for mark in (CHECKPOINTS, MANIFEST, *RUN_FILES))
+        return has_marks or bool(path.is_dir() and find_checkpoints(path))
+    except (OSError, UnreadableError):
+        return False

@@ -75,6 +75,19 @@ class RunRecords:
             self._checkpoints = _named_in(self.config) or self.path / CHECKPOINTS
         return self._checkpoints
 
+    def is_kept_elsewhere(self) -> bool:
+        """Whether the run's checkpoints are outside its folder."""
+        return self.checkpoints != self.path / CHECKPOINTS
+
+    def kept_elsewhere(self) -> str:
+        """Advice if ``config.yaml`` names another place of the checkpoints than this command; else empty."""
+        earlier = RunRecords(self.path)
+        if earlier.checkpoints.absolute() == self.checkpoints.absolute():
+            return ""
+        is_elsewhere = earlier.is_kept_elsewhere()
+        flag = f"give --checkpoint_dir {earlier.checkpoints.parent}" if is_elsewhere else "omit --checkpoint_dir"
+        return f"the run kept its checkpoints in {earlier.checkpoints}: {flag}, or "
+
     def newest_checkpoint(self) -> Place | None:
         """Return the path of the newest complete checkpoint; None where there is none."""
         found = find_checkpoints(self.checkpoints)

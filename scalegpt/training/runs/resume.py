@@ -172,7 +172,7 @@ def _refuse_lost(
     if missing is not None:
         raise InputError(
             f"{directory.path} had a checkpoint of step {missing}, which is missing from {directory.checkpoints}; "
-            "restore it, or --fresh starts a new run beside this one"
+            f"{directory.kept_elsewhere()}restore it, or --fresh starts a new run beside this one"
         )
     if past.last_step and not past.has_status:
         raise InputError(

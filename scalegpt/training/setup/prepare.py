@@ -216,8 +216,14 @@ def _describe(
 
 
 def _files(start: Start, *, fresh: bool) -> tuple[str, ...]:
-    """The line that names the folder of a new run; none for a resumed run, whose other lines name it."""
-    return () if fresh or start.choice.checkpoint is not None else (f"files    {start.directory.path}/",)
+    """The line that names the folder of a new run, and that of its checkpoints if it is elsewhere.
+
+    There is none for a resumed run, whose other lines name it.
+    """
+    if fresh or start.choice.checkpoint is not None:
+        return ()
+    elsewhere = f"; checkpoints in {start.directory.checkpoints}" if start.directory.is_kept_elsewhere() else ""
+    return (f"files    {start.directory.path}/{elsewhere}",)
 
 
 def _load(backend: Backend, start: Start, run: RunConfig, initial: Opened | None, steps: int, logger: Logger) -> None:
