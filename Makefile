@@ -1,5 +1,5 @@
-# make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, tests.
-.PHONY: install demo test lint types architecture tests trackers docs lowest faults site site-test clean help
+# make install: set up.   make demo: set up and train a small model.   make test: lint, types, architecture, quick tests.
+.PHONY: install demo test lint types architecture tests slow trackers docs lowest faults site site-test clean help
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,8 @@ export DS_BUILD_OPS := 0
 help:
 	@echo "make install  set up .venv, and neither train nor test"
 	@echo "make demo     set up .venv and train a small model on the Python library's own sources"
-	@echo "make test     set up .venv and run lint, types, architecture rules and all tests"
+	@echo "make test     set up .venv and run lint, types, architecture rules and all tests but the slow ones"
+	@echo "make slow     run the slow tests: every layout of ranks, traces, whole command lines; 20 minutes on two cores"
 	@echo "make lowest   set up .venv-lowest with the lowest release declared of every dependency, and run the quick tests there"
 	@echo "make docs     build the documentation site into build/docs, and fail at a broken link"
 	@echo "make trackers install wandb, mlflow and trackio too, and test that runs are logged to them"
@@ -71,7 +72,10 @@ architecture: .venv/installed-dev
 	$(BIN)/lint-imports
 
 tests: .venv/installed-dev
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not faults and not site"
+
+slow: .venv/installed-dev
+	$(BIN)/pytest -n 2 --dist loadgroup -m "slow and not faults and not site"
 
 # torch comes first and alone: DeepSpeed's own set-up looks for it, outside of a build environment.
 # There is no build environment to constrain then, and pip from 26 on refuses to be given both.

@@ -129,6 +129,7 @@ def serving(port: int = 0) -> Iterator[ObjectStore]:
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     store = ObjectStore(port, DomainDispatcherApplication(create_backend_app))
     store.thread.start()
+    _forget_file_systems()
     before = {name: os.environ.get(name) for name in store.environment}
     os.environ.update(store.environment)
     try:
@@ -139,8 +140,16 @@ def serving(port: int = 0) -> Iterator[ObjectStore]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+        _forget_file_systems()
         store.server.shutdown()
         store.thread.join()
+
+
+def _forget_file_systems() -> None:
+    """Forget file systems of an earlier server: fsspec keeps them by their options, which do not name the server."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def new_bucket() -> str:

@@ -95,6 +95,7 @@ WORKS, FAILS = "#!/bin/sh\necho 12.2.0\n", "#!/bin/sh\nexit 1\n"
         (None, "compile: CXX={path} is not a working C++ compiler; the blocks run uncompiled"),
     ],
 )
+@pytest.mark.slow
 def test_a_named_compiler_is_tried(tmp_path: Path, compiler: str | None, reason: str | None) -> None:
     """In a process of its own: torch reads CXX when it is imported."""
     path = tmp_path / "c++"

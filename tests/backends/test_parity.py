@@ -58,12 +58,14 @@ MODERN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rotary_positions_and_grouped_queries_are_the_same_under_every_layout(tmp_path: Path) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MODERN)["plain"]
     layouts = {name: [flags] for name, flags in LAYOUTS.items()}
     assert_equal_to(plain, run(layouts, tmp_path / "two", 2, precision="fp32", **MODERN))
 
 
+@pytest.mark.slow
 def test_rotary_positions_and_grouped_queries_recompute_and_move_to_the_same(tmp_path: Path) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MODERN)["plain"]
     layouts: dict[str, list[dict[str, Any]]] = {"moved": [LAYOUTS["deepspeed-3"], LAYOUTS["fsdp-2"]]}
@@ -83,6 +85,7 @@ GATED = {"norm": "rmsnorm", "norm_eps": 1e-6, "activation": "swiglu", "n_inner":
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+@pytest.mark.slow
 def test_a_gated_model_with_rms_norms_follows_one_plain_process(
     tmp_path: Path, precision: str, tolerance: float
 ) -> None:
@@ -97,6 +100,7 @@ def test_a_gated_model_with_rms_norms_follows_one_plain_process(
         assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
 
 
+@pytest.mark.slow
 def test_a_gated_model_recomputes_and_compiles_to_the_same(tmp_path: Path) -> None:
     compiled = {"compile": {**PLAIN, "compile": "on", "recompute": "selective"}}
     variants = {variant: {**PLAIN, **flags} for variant, flags in VARIANTS.items()} | compiled
@@ -114,6 +118,7 @@ def test_a_gated_model_recomputes_and_compiles_to_the_same(tmp_path: Path) -> No
 PACKED = {"packing": "documents", "vocab_size": 11, "position": "rope", "n_head": 3, "head_size": 10, "n_kv_head": 1}
 
 
+@pytest.mark.slow
 def test_packed_documents_are_the_same_under_every_layout(tmp_path: Path) -> None:
     """Though the number of targets that count differs between micro batches."""
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **PACKED)["plain"]
@@ -130,6 +135,7 @@ MUONS = ("fsdp-0", "fsdp-2", "fsdp-3", "deepspeed-0")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+@pytest.mark.slow
 def test_muon_orthogonalises_whole_matrices_on_any_ranks(tmp_path: Path, precision: str, tolerance: float) -> None:
     """Of 45 rows a rank has 23 and 22; matrices of one shape, two in number, go to different ranks."""
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1, **MUON)["plain"]
@@ -159,6 +165,7 @@ SECOND_COPY = {"backend": "deepspeed", "zero_stage": 3, "shard_size": 2}
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+@pytest.mark.slow
 def test_second_copies_of_weights_change_nothing(tmp_path: Path, precision: str, tolerance: float) -> None:
     """Also after weights are loaded over those from which the copies were made."""
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]
@@ -175,6 +182,7 @@ def test_second_copies_of_weights_change_nothing(tmp_path: Path, precision: str,
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2), ("fp16", 1e-2)])
+@pytest.mark.slow
 def test_replicas_of_shards_follow_one_plain_process(tmp_path: Path, precision: str, tolerance: float) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision=precision, grad_accum=1)["plain"]
     offloaded = {**REPLICATED["2 x 2 at stage 3"], "offload": "all"}
@@ -185,6 +193,7 @@ def test_replicas_of_shards_follow_one_plain_process(tmp_path: Path, precision: 
         assert worst(results[name]["norms"], plain["norms"]) <= 10 * tolerance, name
 
 
+@pytest.mark.slow
 def test_replicas_of_shards_read_every_layouts_state_and_are_read(tmp_path: Path) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1)["plain"]
     way = ("2 x 2 at stage 2", "fsdp-3", "2 x 2 at stage 3", "deepspeed-3", "2 x 2 at stage 2", "deepspeed-1")
@@ -195,6 +204,7 @@ def test_replicas_of_shards_read_every_layouts_state_and_are_read(tmp_path: Path
         assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_in_each_replica(tmp_path: Path) -> None:
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **MUON)["plain"]
     known = LAYOUTS | REPLICATED
@@ -208,6 +218,7 @@ def test_muon_orthogonalises_in_each_replica(tmp_path: Path) -> None:
 LION = {"optimizer": "lion", "learning_rate": 1e-3}
 
 
+@pytest.mark.slow
 def test_lion_is_the_same_under_every_layout_and_its_state_moves(tmp_path: Path) -> None:
     """The sign of a momentum near zero may fall either way by rounding, so losses agree less closely than AdamW's."""
     plain = run({"plain": [PLAIN]}, tmp_path / "one", 1, precision="fp32", grad_accum=1, **LION)["plain"]
@@ -219,6 +230,7 @@ def test_lion_is_the_same_under_every_layout_and_its_state_moves(tmp_path: Path)
         assert worst([result["held_out"]], [plain["held_out"]]) <= 1e-3, name
 
 
+@pytest.mark.slow
 def test_recompute_and_loss_change_nothing(tmp_path: Path) -> None:
     layouts = {
         f"{name}, {variant}": [{**LAYOUTS[name], **flags}]
@@ -232,6 +244,7 @@ def test_recompute_and_loss_change_nothing(tmp_path: Path) -> None:
         assert worst(result["losses"], plain["plain"]["losses"]) <= 1e-5, name
 
 
+@pytest.mark.slow
 def test_compile_changes_nothing(tmp_path: Path) -> None:
     compiled = {"compile": "on", "recompute": "selective"}
     plain = run({"plain": [PLAIN], "compiled": [{**PLAIN, **compiled}]}, tmp_path / "one", 1, precision="fp32")
@@ -259,6 +272,7 @@ def test_state_moves_between_backends(tmp_path: Path) -> None:
         assert worst(result["sizes"], plain["sizes"]) <= 1e-3, name
 
 
+@pytest.mark.slow
 def test_offload_changes_where_not_what(tmp_path: Path) -> None:
     layouts = {
         "fsdp": [{**LAYOUTS["fsdp-3"], "offload": "all"}],

@@ -306,6 +306,7 @@ def large_scale(monkeypatch: pytest.MonkeyPatch) -> None:
         (6, {"optimizer": "muon"}),
     ],
 )
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_bit_for_bit(
     train: Callable[..., str], monkeypatch: pytest.MonkeyPatch, step: int, changes: dict[str, Any]
 ) -> None:

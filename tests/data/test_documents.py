@@ -132,7 +132,7 @@ def check_what_another_user_reads(tmp_path: Path) -> None:
     inside, shut, locked = done.stdout.splitlines()
     assert inside == "['a.txt'] 3 unreadable (such as closed)"
     assert shut == f"input {tmp_path}/shut cannot be read: Permission denied; make it readable"
-    assert locked == f"input {tmp_path}/in/locked.txt cannot be read: Permission denied"
+    assert locked == f"input {tmp_path}/in/locked.txt cannot be read: Permission denied; make it readable"
 
 
 def test_folders_of_tokens_are_counted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The generated tables of the documents are current, and the fitted numbers are those of a fresh fit."""
+"""The generated tables of the documents are current."""
 
 from pathlib import Path
 
@@ -9,10 +9,6 @@ from benchmarks.tables.cards import CLAIMS, Claim
 from benchmarks.tables.plans import fits_with_margin
 from scalegpt.config.train import RECOMPUTE
 from scalegpt.planner.search.question import MARGIN
-from scalegpt.planner.time.rates import DISPATCH, FILL, FITTED, SHARES
-
-DATA = ROOT.parent / "shared" / "data"
-PUBLISHED = DATA / "published_runs.csv", DATA / "published_runs_other_trainers.csv"
 
 
 def test_every_table_is_current_whatever_cards_the_user_has(
@@ -59,17 +55,3 @@ def test_stale_documents_are_found_and_nothing_is_changed(tmp_path: Path) -> Non
     assert [str(path.relative_to(tmp_path)) for path in current] == list(DOCUMENTS)
     assert all("safety margin" in text for text in current.values())
     assert all("old" in (tmp_path / document).read_text(encoding="utf-8") for document in DOCUMENTS)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not PUBLISHED[1].is_file(), reason=f"the tables of published runs are not in {DATA}")
-def test_the_fitted_numbers_are_those_of_a_fresh_fit() -> None:
-    from benchmarks.fit_throughput import fit
-    from benchmarks.published import read_others, read_published
-
-    fitted = fit([*read_published(PUBLISHED[0]), *read_others(PUBLISHED[1])[0]]).numbers
-    held = {f"{part} {cap}": getattr(SHARES[cap], part) for part in ("matmul", "attention") for cap in ("8.0", "9.0")}
-    held |= {part: getattr(SHARES["8.0"], part) for part in ("memory", "interference")}
-    held |= {"fill": FILL, "dispatch": DISPATCH}
-    assert {figure.source for figure in held.values()} == {FITTED}
-    assert {name: figure.value for name, figure in held.items()} == pytest.approx(fitted, rel=0.01)

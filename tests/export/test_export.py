@@ -62,6 +62,7 @@ def make_run(tiny_run: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.slow
 def test_transformers_continues_a_prompt_as_we_do(
     name: str, make_run: Callable[..., Path], call: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_texts_begin_in_transformers_as_here(tiny_run: Any, call: Callable[..., 
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_what_was_imported_comes_out_as_it_was(
     name: str, call: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_row_22_out_of_memory_on_one_rank(start_job: Start, undisturbed: Undistu
     assert_same(job, undisturbed(layout))
 
 
+@pytest.mark.slow
 def test_row_22_on_oom_shrink_goes_on_at_half_the_micro_batch(start_job: Start, undisturbed: Undisturbed) -> None:
     """In the quick half, for one layout."""
     job = start_job("fsdp2")

@@ -179,6 +179,7 @@ def test_row_10_the_launcher_ends_before_the_ranks_have_imported_torch(start_job
     assert not job.run.exists()
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     """One process, under a terminal of its own: it is sent SIGHUP, and whatever it writes there is an error."""
     (tmp_path / "text.txt").write_text(TEXT)

@@ -70,6 +70,7 @@ def test_a_wheel_has_its_presets_its_cards_and_its_command(tmp_path: Path, insta
 
 
 @pytest.mark.parametrize("launcher", MODULE)
+@pytest.mark.slow
 def test_an_installed_package_trains_without_a_compiler_or_a_home(
     tmp_path: Path, text: Path, installed: Path, launcher: str
 ) -> None:
@@ -117,6 +118,7 @@ def status(folder: Path, name: str) -> Any:
     return json.loads((folder / "runs" / name / "run_status.json").read_text())
 
 
+@pytest.mark.slow
 def test_three_launchers_train_the_same_run(tmp_path: Path, text: Path) -> None:
     layouts = {
         "python": ["--backend", "plain"],
@@ -136,6 +138,7 @@ def test_three_launchers_train_the_same_run(tmp_path: Path, text: Path) -> None:
         assert all(abs(found[step] - loss) <= 1e-4 * loss for step, loss in expected.items()), (found, expected)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_under_another_launcher(tmp_path: Path, text: Path) -> None:
     common = [*SHAPE, "--input_file", str(text), "--schedule", "constant"]
     undisturbed = launch("python", tmp_path, *common, "--model_name", "whole", "--max_iters", "15")
@@ -150,6 +153,7 @@ def test_a_run_goes_on_under_another_launcher(tmp_path: Path, text: Path) -> Non
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.slow
 def test_bad_input_ends_every_rank_with_one_line(tmp_path: Path, launcher: str) -> None:
     done = launch(launcher, tmp_path, *SHAPE, "--input_file", "missing.txt", "--backend", "fsdp")
     assert done.returncode != 0

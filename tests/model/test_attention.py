@@ -172,6 +172,7 @@ SHAPES = [MODERN, {**MODERN, "qk_norm": True, "bias": "qkv"}]
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_a_compiled_block_computes_the_same(
     tiny_model: Any, shape: dict[str, Any], recompute: str, dropout: float
 ) -> None:

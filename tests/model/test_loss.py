@@ -247,6 +247,7 @@ def test_the_default_chunk_takes_a_seventh_of_full_logits(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_the_default_chunk_takes_a_seventh_of_full_logits_on_a_cpu(dtype: torch.dtype) -> None:
     """A tenth of the vocabulary, in real memory; the share depends on tokens, chunk and width alone."""
     assert share_of_full(dtype, vocabulary=5030, rows=None) <= 0.15

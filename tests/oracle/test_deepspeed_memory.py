@@ -35,7 +35,8 @@ from scalegpt.planner.memory.programs import block_program, numerics_of
 from scalegpt.planner.memory.step import Prediction
 from scalegpt.planner.memory.timeline import BUCKETS, GRADIENTS, OPTIMIZER, WEIGHTS, rounded
 
-pytestmark = pytest.mark.xdist_group("deepspeed memory")  # one process measures for all of them
+# One process measures for all of them.
+pytestmark = [pytest.mark.xdist_group("deepspeed memory"), pytest.mark.slow]
 RANKS, RANKS_WITH_COPIES = 2, 4
 MODEL = {
     "backend": "deepspeed", "n_layer": 5, "n_embd": 128, "n_head": 4, "block_size": 128, "vocab_size": 1500,
@@ -227,7 +228,6 @@ MANY = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [8, 64, 1024])
 def test_rank_0_of_many(tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other ranks do not exist (torch's fake process group)."""

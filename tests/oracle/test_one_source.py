@@ -116,6 +116,7 @@ def unchanged(*narrow: tuple[str, Any]) -> tuple[dict[str, int], dict[str, int]]
 
 
 @pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.slow
 def test_plan_trace_and_trainer_follow(name: str) -> None:
     setting, value, shows, before, after = CHANGES[name]
     # The fused kernels keep the same tensors. What they need for themselves shows where heads are narrow.
@@ -177,8 +178,9 @@ def started_with(run: RunConfig, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     def initialize(*, config: dict[str, Any], **_: Any) -> None:
         raise StartedError(config)
 
-    utils = SimpleNamespace(set_z3_leaf_modules=lambda *_: None)
+    utils = SimpleNamespace(set_z3_leaf_modules=lambda *_: None, groups=SimpleNamespace())
     patch.setattr(deepspeed_backend, "_import_deepspeed", lambda _: SimpleNamespace(initialize=initialize, utils=utils))
+    patch.setattr(deepspeed_backend, "shard", lambda *_: None)
     settings = prepare._deepspeed_settings(run, plan_batches(run, RANKS, micro_fixed=True), CPU)
     with trace.fake_process_group(RANKS), pytest.raises(StartedError) as started:
         make_backend(run, CPU, 1, build_model(run, compiled=False), optimizer_factory(run.train), settings)

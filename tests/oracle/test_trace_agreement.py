@@ -12,6 +12,7 @@ NUMBERS = (1, 4, 9, 22, 24, 25, 27, 28, 31, 62, 69, 191)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.slow
 def test_plan_and_trace_agree(number: int) -> None:
     case = draw(number)
     error, planned, traced = compare(case)

@@ -135,6 +135,7 @@ def test_what_is_chosen_ties_with_the_fastest(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_no_configuration_at_all_is_slower_on_a_faster_card(seed: int) -> None:
     before, *faster = with_faster_cards(drawn(seed), seed)
     times = [each.seconds for each in space(before.run, before.machine)]

@@ -69,6 +69,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> st
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_lost_folder_comes_back_and_the_run_goes_on_exactly(
     elsewhere: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_lost_folder_comes_back_and_the_run_goes_on_exactly(
         assert (run / name).read_bytes().startswith(before[name]), name
 
 
+@pytest.mark.slow
 def test_an_older_state_of_the_folder_is_replaced(elsewhere: str) -> None:
     expected = lines(train("reference", 9))
     run = train("run", 3, checkpoint_dir=elsewhere)
@@ -111,6 +113,7 @@ def test_the_folder_of_another_run_stays(elsewhere: str) -> None:
     assert len(lines(run)) == 2
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_also_after_the_folder_is_lost(elsewhere: str) -> None:
     train("run", 3, checkpoint_dir=elsewhere)
     shutil.rmtree("runs")

@@ -219,6 +219,7 @@ def test_a_run_of_another_start_is_not_resumed(train: Callable[..., str]) -> Non
         *product(("gpt2", "gpt_neox", "llama, head size 16, llama3"), ("fsdp", "deepspeed")),
     ],
 )
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_transformers(name: str, layout: str, here: Path) -> None:
     if layout == "deepspeed":
         pytest.importorskip("deepspeed")

@@ -130,6 +130,7 @@ def test_a_folder_that_cannot_be_synced_is_told_at_the_start(tmp_path: Path, mon
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL"])
+@pytest.mark.slow
 def test_the_systems_own_answers(tmp_path: Path, error: str) -> None:
     """A real call that the kernel refuses, as Lustre without ``-o flock`` does."""
     imports = "from pathlib import Path; from scalegpt.training.runs.directory import RunDirectory"

@@ -97,6 +97,7 @@ def boom(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize("what", ["_evaluate", "_sample"])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.slow
 def test_what_comes_after_a_step_cannot_cost_its_checkpoint(
     trainer: Make, monkeypatch: pytest.MonkeyPatch, what: str, last: bool, asynchronous: bool
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_checkpoint_that_falls_on_a_skipped_step_comes_after_the_next_good_one
 
 
 @pytest.mark.parametrize("trigger", ["minutes", "signal", "time", "end"])
+@pytest.mark.slow
 def test_nothing_is_saved_while_the_last_step_was_skipped(
     trainer: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trigger: str
 ) -> None:

@@ -111,6 +111,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("case", REAL)
+@pytest.mark.slow
 def test_the_trace_says_what_the_allocator_says(case: str, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = dict(REAL[case])
     ranks, grad_accum = flags.pop("ranks", 1), flags.pop("grad_accum", 1)
