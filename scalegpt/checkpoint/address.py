@@ -227,13 +227,14 @@ class Address:
 
         def abort() -> None:
             with self._errors() as (system, path):
-                if not hasattr(system, "abort_mpu"):
+                if not hasattr(system, "call_s3"):
                     return
                 bucket, prefix, _ = system.split_path(path)
                 for upload in system.list_multipart_uploads(bucket):
                     if upload["Key"].startswith(f"{prefix}/"):
+                        place = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                         with suppress(FileNotFoundError):
-                            system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                            system.call_s3("abort_multipart_upload", **place)
 
         self.persistently(abort)
 
