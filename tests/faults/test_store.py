@@ -45,7 +45,7 @@ def uncommitted(job: Job) -> set[str]:
 @pytest.mark.parametrize(
     ("layout", "when"),
     [
-        pytest.param("fsdp2", "before the manifest", marks=pytest.mark.slow),
+        pytest.param("fsdp2", "before the manifest", marks=pytest.mark.faults),
         pytest.param("zero2", "while rank 1 uploads", marks=pytest.mark.faults),
     ],
 )
