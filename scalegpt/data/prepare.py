@@ -223,10 +223,10 @@ def _make(work: Preparation, out: Path, progress: Progress | None) -> TokenSet:
         if not writer.can_resume or not may_resume_after(type(error)):
             raise
         if isinstance(error, KeyboardInterrupt):
-            said = f"interrupted: the same command goes on from its last record, {_share(work, writer)}"
+            said = f"interrupted: the same command continues from its last record, {_share(work, writer)}"
             raise KeyboardInterrupt(said) from None
         if isinstance(error, NoSpaceError):
-            raise NoSpaceError(f"{error}; the same command then goes on") from None
+            raise NoSpaceError(f"{error}; the same command then continues") from None
         raise
     if is_made:
         return open_tokens(out)

@@ -163,12 +163,18 @@ def stand_in_for_ssh(machines: Machines, folder: Path) -> Path:
     return script.parent
 
 
-@pytest.mark.faults
-def test_machines_without_a_common_folder_are_refused(machines: Machines, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in machines.names]
+def own_folders(machines: Machines, parent: Path) -> list[Path]:
+    """A folder with the text for each machine, as on disks of their own."""
+    folders = [parent / name for name in machines.names]
     for folder in folders:
         folder.mkdir()
         (folder / "bottles.txt").write_text(TEXT, encoding="utf-8")
+    return folders
+
+
+@pytest.mark.faults
+def test_machines_without_a_common_folder_are_refused(machines: Machines, tmp_path: Path) -> None:
+    folders = own_folders(machines, tmp_path)
     done = run_all(torchrun(machines), folders)
     for each, name in zip(done, machines.names, strict=True):
         assert each.returncode != 0
@@ -178,10 +184,7 @@ def test_machines_without_a_common_folder_are_refused(machines: Machines, tmp_pa
 @pytest.mark.faults
 def test_machines_that_share_only_the_checkpoints_train_and_resume_as_one(machines: Machines, tmp_path: Path) -> None:
     """Each machine has a disk of its own for the run's folder. For the second half they exchange their disks."""
-    folders = [tmp_path / name for name in machines.names]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "bottles.txt").write_text(TEXT, encoding="utf-8")
+    folders = own_folders(machines, tmp_path)
     flags = ["--schedule", "constant", "--checkpoint_dir", str(tmp_path / "store")]
     for steps, places in (("10", folders), ("20", folders[::-1])):
         done = run_all(torchrun(machines, *flags, "--max_iters", steps), places)

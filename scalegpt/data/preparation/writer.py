@@ -1,7 +1,7 @@
 """Write a folder of prepared tokens: into a hidden folder beside it, which is synced and then renamed.
 
 The hidden folder records from time to time how far the preparation has come. If its process is killed, the same preparation
-finds the folder again, and goes on from the last record.
+finds the folder again, and continues from the last record.
 """
 
 import errno

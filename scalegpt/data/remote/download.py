@@ -2,7 +2,7 @@
 
 ``$SCALEGPT_CACHE/remote`` has a folder for each address, with the files, and with ``.files.json``: what the server said of a
 file's version when it was downloaded. A file whose size and version are the same is not downloaded again; one of which the
-server says neither always is. An interrupted download goes on where it stopped, if the server says which version it was of.
+server says neither always is. An interrupted download continues where it stopped, if the server says which version it was of.
 Nothing is removed but files that are no longer at the address.
 """
 

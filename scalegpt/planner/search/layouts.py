@@ -11,7 +11,7 @@ from scalegpt.errors import InputError
 from scalegpt.planner.search.question import Question
 
 MACHINES = (1, 2, 4)
-"""If the planner may choose the shard size, the ranks of so many machines are considered, beside all ranks."""
+"""If the planner may choose the shard size, the ranks of N machines are considered, for each N here, beside all ranks."""
 
 
 def layouts(question: Question) -> tuple[ParallelConfig, ...]:

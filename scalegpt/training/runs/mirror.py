@@ -21,7 +21,6 @@ from scalegpt.storage import is_temporary, retried, temporary_name
 from scalegpt.structured import CONFIG_LIMIT
 from scalegpt.training.runs.directory import RUN_ID, RunDirectory
 from scalegpt.training.runs.files import writing
-from scalegpt.training.runs.records import CHECKPOINTS
 
 _REPORT, _STACKS = "report.html", "stacks_rank_"
 """Files that are not copied, and the beginning of their names: they are made again, or tell of one machine."""
@@ -45,7 +44,7 @@ class Mirror:
             RunError: a file cannot be copied.
         """
         place = self.directory.checkpoints
-        if not _is_elsewhere(self.directory):
+        if not self.directory.is_kept_elsewhere():
             return
         for path, about in _copied(self.directory.path):
             now = about.st_size, about.st_mtime_ns
@@ -65,7 +64,7 @@ def fetch(directory: RunDirectory) -> str | None:
     """
     place, newest = directory.checkpoints, directory.newest_checkpoint()
     source = place / RUN_COPY
-    if newest is None or not _is_elsewhere(directory):
+    if newest is None or not directory.is_kept_elsewhere():
         return None
     try:
         names = [name for name in _names_in(source) if _is_copied(name)]
@@ -81,10 +80,6 @@ def fetch(directory: RunDirectory) -> str | None:
     except RunError as error:
         raise InputError(str(error)) from None
     return f"files    {directory.path}/ was fetched from {source}, which is newer"
-
-
-def _is_elsewhere(directory: RunDirectory) -> bool:
-    return directory.checkpoints != directory.path / CHECKPOINTS
 
 
 def _names_in(folder: Place) -> list[str]:

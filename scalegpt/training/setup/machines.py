@@ -7,6 +7,7 @@ from scalegpt.backends import World
 from scalegpt.backends.machines import all_reduce_rate, check_machines
 from scalegpt.errors import InputError
 from scalegpt.hardware.networks import read_network
+from scalegpt.storage import temporary_name
 from scalegpt.training.resilience.heartbeat import is_seen
 from scalegpt.training.runs.directory import RunDirectory
 from scalegpt.training.runs.files import writing
@@ -67,22 +68,24 @@ def check_shared(directory: RunDirectory, world: World) -> None:
     checkpoints = directory.checkpoints
     if len(world.machines) < 2 or not isinstance(checkpoints, Path):
         return
-    is_inside = checkpoints.parent == directory.path
-    folder = directory.path if is_inside else checkpoints
+    folder = checkpoints if directory.is_kept_elsewhere() else directory.path
     sign = world.on_first(lambda: _make_sign(folder))
     seen = world.gather(world.local_rank > 0 or is_seen(sign))
     world.on_first(lambda: sign.unlink(missing_ok=True))
     blind = [machine.name for machine in world.machines if not seen[machine.first]]
     if blind:
+        flag = "checkpoint_dir" if directory.is_kept_elsewhere() else "runs_dir"
         raise InputError(
             f"{folder.absolute()} of {world.machines[0].name} is not there on {blind[0]}: all machines need the same "
-            f"folder, on a shared disk; give it as --{'runs_dir' if is_inside else 'checkpoint_dir'}, or give an address "
-            "such as s3://BUCKET/FOLDER as --checkpoint_dir"
+            f"folder, on a shared disk; give it as --{flag}, or give an address such as s3://BUCKET/FOLDER as "
+            "--checkpoint_dir"
         )
 
 
 def _make_sign(folder: Path) -> Path:
-    sign = folder / f".here.{secrets.token_hex(8)}"
+    sign = temporary_name(
+        folder / f"here-{secrets.token_hex(8)}"
+    )  # the next start removes it, should this one be killed
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sign.touch()

@@ -169,10 +169,10 @@ def test_a_full_disk(
             patch.setattr(shard_files.ShardFiles, "append", full)
             with pytest.raises(NoSpaceError, match="no disk space is left") as raised:
                 prepare([texts], out, settings)
-        assert ("the same command then goes on" in str(raised.value)) == out.parent.exists()
+        assert ("the same command then continues" in str(raised.value)) == out.parent.exists()
     with monkeypatch.context() as patch:  # the same command while the disk is still full
         patch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-        with pytest.raises(NoSpaceError, match=r"not enough disk space .*the same command then goes on"):
+        with pytest.raises(NoSpaceError, match=r"not enough disk space .*the same command then continues"):
             prepare([texts], out, settings)
     caplog.clear()
     prepare([texts], out, settings)
@@ -230,7 +230,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     texts, settings = tails
     out, seen = tmp_path / "root" / "out", []
     said = interrupt(texts, out, settings)
-    assert said.startswith("interrupted: the same command goes on from its last record, ")
+    assert said.startswith("interrupted: the same command continues from its last record, ")
     assert said.endswith("%")
     caplog.set_level(logging.WARNING)
     prepare([texts], out, settings.changed(workers=1), progress=lambda *values: seen.append(values))
@@ -267,7 +267,7 @@ def test_ctrl_c_of_the_command_is_one_line(documents: tuple[Path, DataConfig], t
         _, shown = process.communicate()
     assert process.returncode == 130
     assert shown.count("\n") == 1
-    assert "interrupted: the same command goes on from its last record" in shown
+    assert "interrupted: the same command continues from its last record" in shown
 
 
 def test_what_another_preparation_left_is_removed(tails: tuple[Path, DataConfig], tmp_path: Path) -> None:
